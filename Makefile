@@ -1,0 +1,59 @@
+# Two commands matter on a fresh clone: `make serve` and `make test`. Each sets up what it needs; only Python 3.11+ must be there.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= config.example.json
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Stamps instead of phony targets, so that a second call does nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("tfoai needs Python 3.11 or later; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements-dev.txt
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## Set up the server's environment in .venv
+
+.PHONY: serve
+serve: $(VENV)/.installed ## Serve CONFIG (default config.example.json: the demo models) on http://127.0.0.1:5000
+	exec $(BIN)/tfoai $(CONFIG)
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run all checks and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Mend what ruff can mend, then check style and types
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure throughput and latency of the engine and the server (tests/benchmarks)
+	$(BIN)/python -m tests.benchmarks.server
+
+.PHONY: demo
+demo: $(VENV)/.installed ## Train the two demo models again (about half an hour on 2 cores)
+	$(BIN)/python -m app.demo.train all
+
+.PHONY: schema
+schema: $(VENV)/.installed ## Write docs/config.schema.json anew from the code
+	$(BIN)/python -m app.config_schema > docs/config.schema.json
+
+.PHONY: clean
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

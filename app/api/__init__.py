@@ -1,0 +1,1 @@
+"""HTTP only: routes, schemas, framing, authorization. Never imports torch or transformers."""

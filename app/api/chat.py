@@ -1,0 +1,218 @@
+"""Owns /v1/chat/completions. Knows no templates: text.chat renders and parses."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from litestar import Request, post
+from msgspec import UNSET
+
+from app.api.completions import LOWEST_LOGPROB
+from app.api.context import Context, new_id
+from app.api.generate import Candidate, Generation, Prompt
+from app.api.openapi import documented
+from app.api.requests import read_body, respond
+from app.api.schemas.chat import (
+    REFUSED,
+    AnswerMessage,
+    CalledTool,
+    CalledToolDelta,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ChatRequest,
+    ChoiceDelta,
+    ChunkChoice,
+    FunctionCall,
+    TokenLogprob,
+    TopLogprob,
+)
+
+from app.engine.sequence import FinishReason
+from app.text.output import TextDelta, TokenText
+
+if TYPE_CHECKING:
+    from app.text.chat import ChatDelta, ChatParser, ToolCall
+
+
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    operation_class=documented("Create a chat completion", ChatRequest, ChatCompletion, streams=True),
+)
+async def create_chat_completion(request: Request[Any, Any, Any], context: Context) -> Any:
+    body = await read_body(request, ChatRequest, REFUSED)
+    body.check()
+    tools = body.offered_tools
+    messages = [message.for_template(index) for index, message in enumerate(body.messages)]
+    generation = context.begin(request.scope, body.model, body.n or 1, "chat")
+    answer = _Answer(body, generation, tools)
+    return await respond(request, answer.submit(messages), answer.chunks() if body.stream else answer.whole())
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of one choice so far."""
+
+    parser: "ChatParser"
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[CalledTool] = field(default_factory=list)
+    tokens: list[TokenText] = field(default_factory=list)
+    begun: bool = False
+
+
+class _Answer:
+    """Submits the rendered conversation and turns its generation into the response object, or into its chunks."""
+
+    def __init__(self, body: ChatRequest, generation: Generation, tools: list[dict[str, Any]] | None) -> None:
+        self._body = body
+        self._generation = generation
+        self._tools = tools
+        self._choices: list[_Choice] = []
+        self._id = new_id("chatcmpl")
+        self._created = int(time.time())
+        self._fingerprint = generation.model.system_fingerprint
+
+    async def submit(self, messages: list[dict[str, Any]]) -> None:
+        body, model = self._body, self._generation.model
+        loaded = model.loaded
+        request = body.sampling_request(
+            loaded.vocab_size,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        ids = await asyncio.to_thread(loaded.chat.render, messages, self._tools)
+        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if max_tokens is None:
+            max_tokens = model.default_max_tokens(len(ids), otherwise=None)
+        model.check_length(len(ids), max_tokens, what="messages")
+        prompt = Prompt(ids, "")
+        for choice in range(body.n or 1):
+            parser = loaded.chat.parser(ids, self._tools)
+            params = model.resolve(request, max_tokens=max_tokens, choice=choice)
+            self._choices.append(_Choice(parser))
+            self._generation.submit(
+                prompt, params, stop=body.stop_texts, keep_special_tokens=parser.needs_special_tokens
+            )
+
+    async def whole(self) -> ChatCompletion:
+        async for candidate, delta in self._generation.deltas():
+            self._take(candidate, delta)
+        choices = [self._whole_choice(candidate) for candidate in self._generation.candidates]
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._generation.model.name,
+            choices=choices,
+            system_fingerprint=self._fingerprint,
+            usage=self._generation.usage(),
+        )
+
+    async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
+        """Yield a role chunk, the deltas and a finish chunk per choice, and one for the usage if it was asked for."""
+        options = self._body.stream_options
+        include_usage = bool(options and options.include_usage)
+        more: dict[str, None] = {"usage": None} if include_usage else {}
+        async for candidate, delta in self._generation.deltas():
+            choice = self._choices[candidate.index]
+            if not choice.begun:
+                choice.begun = True
+                yield self._chunk(candidate.index, ChoiceDelta(role="assistant", content=""), **more)
+            num_calls = len(choice.tool_calls)
+            parsed = self._take(candidate, delta)
+            logprobs = self._logprobs(delta.tokens)
+            if parsed.reasoning:
+                yield self._chunk(candidate.index, ChoiceDelta(reasoning_content=parsed.reasoning), logprobs, **more)
+                logprobs = None
+            if parsed.content or (logprobs is not None and logprobs.content):
+                yield self._chunk(candidate.index, ChoiceDelta(content=parsed.content), logprobs, **more)
+            for index, call in enumerate(choice.tool_calls[num_calls:], start=num_calls):
+                called = CalledToolDelta(index, call.id, call.function)
+                yield self._chunk(candidate.index, ChoiceDelta(tool_calls=[called]), **more)
+            if candidate.finish_reason is not None:
+                yield self._chunk(
+                    candidate.index, ChoiceDelta(), finish_reason=self._finish_reason(candidate), **more
+                )
+        if include_usage:
+            yield self._empty_chunk(usage=self._generation.usage())
+
+    def _take(self, candidate: Candidate, delta: TextDelta) -> "ChatDelta":
+        """Add one delta to its choice; return what it means."""
+        choice = self._choices[candidate.index]
+        parsed = choice.parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            end = choice.parser.finish()
+            parsed.content += end.content
+            parsed.reasoning += end.reasoning
+            parsed.tool_calls += end.tool_calls
+        choice.content += parsed.content
+        choice.reasoning += parsed.reasoning
+        choice.tool_calls += [_called(call) for call in parsed.tool_calls]
+        choice.tokens += delta.tokens
+        return parsed
+
+    def _whole_choice(self, candidate: Candidate) -> ChatChoice:
+        choice = self._choices[candidate.index]
+        message = AnswerMessage(
+            content=None if choice.tool_calls and not choice.content.strip() else choice.content,
+            reasoning_content=choice.reasoning or UNSET,
+            tool_calls=choice.tool_calls or UNSET,
+        )
+        return ChatChoice(
+            index=candidate.index,
+            message=message,
+            logprobs=self._logprobs(choice.tokens),
+            finish_reason=self._finish_reason(candidate),
+        )
+
+    def _finish_reason(self, candidate: Candidate) -> Any:
+        if self._choices[candidate.index].tool_calls and candidate.finish_reason is FinishReason.STOP:
+            return "tool_calls"
+        return None if candidate.finish_reason is None else candidate.finish_reason.value
+
+    def _logprobs(self, tokens: list[TokenText]) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return ChatLogprobs(
+            [
+                TokenLogprob(
+                    token.text,
+                    max(token.logprob, LOWEST_LOGPROB),
+                    list(token.data),
+                    [TopLogprob(top.text, max(top.logprob, LOWEST_LOGPROB), list(top.data)) for top in token.top],
+                )
+                for token in tokens
+            ]
+        )
+
+    def _chunk(
+        self,
+        index: int,
+        delta: ChoiceDelta,
+        logprobs: ChatLogprobs | None = None,
+        *,
+        finish_reason: Any = None,
+        **usage: Any,
+    ) -> ChatCompletionChunk:
+        chunk = self._empty_chunk(**usage)
+        chunk.choices.append(ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason))
+        return chunk
+
+    def _empty_chunk(self, **usage: Any) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._generation.model.name,
+            choices=[],
+            system_fingerprint=self._fingerprint,
+            **usage,
+        )
+
+
+def _called(call: "ToolCall") -> CalledTool:
+    return CalledTool("call_" + secrets.token_hex(12), FunctionCall(call.name, call.arguments))

@@ -1,0 +1,234 @@
+"""Owns /v1/completions and its legacy spelling /v1/engines/{model}/completions. Knows no chat."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import Request, post
+
+from app.api.context import Context, new_id
+from app.api.generate import Candidate, Generation, Prompt, encode
+from app.api.openapi import documented
+from app.api.requests import read_body, respond
+from app.api.schemas.common import check_token_id
+from app.api.schemas.completions import (
+    REFUSED,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from app.errors import InvalidRequest, UnsupportedParameter
+from app.registry import ServedModel
+from app.text.detokenizer import Detokenizer
+from app.text.output import TextDelta, TokenText
+
+# OpenAI's default for max_tokens here.
+DEFAULT_MAX_TOKENS = 16
+# JSON has no infinity; OpenAI writes this for it.
+LOWEST_LOGPROB = -9999.0
+
+
+@post(
+    "/v1/completions",
+    status_code=200,
+    operation_class=documented("Create a completion", CompletionRequest, Completion, streams=True),
+)
+async def create_completion(request: Request[Any, Any, Any], context: Context) -> Any:
+    return await _complete(request, context, await read_body(request, CompletionRequest, REFUSED))
+
+
+@post(
+    "/v1/engines/{model_name:str}/completions",
+    status_code=200,
+    operation_class=documented("Create a completion (legacy path)", CompletionRequest, Completion, streams=True),
+)
+async def create_engine_completion(request: Request[Any, Any, Any], context: Context, model_name: str) -> Any:
+    """The path names the model, as in OpenAI's API of 2022 and in transformers-openai-api."""
+    body = await read_body(request, CompletionRequest, REFUSED, {"model": model_name})
+    if body.model != model_name:
+        raise InvalidRequest(f"`model` ({body.model[:100]}) is not the model of the path ({model_name[:100]}).", param="model")
+    return await _complete(request, context, body)
+
+
+async def _complete(request: Request[Any, Any, Any], context: Context, body: CompletionRequest) -> Any:
+    body.check()
+    prompts = body.prompts
+    generation = context.begin(request.scope, body.model, len(prompts) * body.num_candidates, "text_completion")
+    answer = _Answer(body, generation)
+    return await respond(
+        request, _submit(generation, body, prompts), answer.chunks() if body.stream else answer.whole()
+    )
+
+
+async def _submit(generation: Generation, body: CompletionRequest, prompts: list[str | list[int]]) -> None:
+    model = generation.model
+    loaded = model.loaded
+    if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
+        raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
+    request = body.sampling_request(
+        loaded.vocab_size,
+        max_tokens=body.max_tokens,
+        # Candidates are ranked by their tokens' logprobs.
+        logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+    for prompt in await _encode(model, prompts):
+        max_tokens = body.max_tokens
+        if max_tokens is None:
+            max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
+        model.check_length(len(prompt.ids), max_tokens, what="prompt")
+        for choice in range(body.num_candidates):
+            params = model.resolve(request, max_tokens=max_tokens, choice=choice)
+            generation.submit(prompt, params, stop=body.stop_texts)
+
+
+async def _encode(model: ServedModel, prompts: list[str | list[int]]) -> list[Prompt]:
+    """Return the prompts as ids: texts get the tokenizer's special tokens, ids are taken as they are."""
+    loaded = model.loaded
+    encoded: list[Prompt] = []
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            (one,) = await encode(model, [prompt])
+            if not one.ids:
+                one = Prompt(_beginning_of_text(model), prompt)
+        else:
+            for token_id in prompt:
+                check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
+            one = Prompt(prompt, loaded.tokenizer.decode(prompt))
+        encoded.append(one)
+    return encoded
+
+
+def _beginning_of_text(model: ServedModel) -> list[int]:
+    """An empty prompt begins a new document: the model's own sign for that."""
+    tokenizer = model.loaded.tokenizer.hf
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return [token_id]
+    raise InvalidRequest("`prompt` is empty, and this model has no token to begin a text with.", param="prompt")
+
+
+class _Answer:
+    """Turns a generation into the response object, or into its chunks."""
+
+    def __init__(self, body: CompletionRequest, generation: Generation) -> None:
+        self._body = body
+        self._generation = generation
+        self._id = new_id("cmpl")
+        self._created = int(time.time())
+        self._fingerprint = generation.model.system_fingerprint
+
+    async def whole(self) -> Completion:
+        tokens: dict[int, list[TokenText]] = {}
+        async for candidate, delta in self._generation.deltas():
+            tokens.setdefault(candidate.index, []).extend(delta.tokens)
+        choices = [
+            CompletionChoice(
+                index,
+                self._prefix(candidate) + candidate.text,
+                self._logprobs(candidate, tokens.get(candidate.index, []), with_prompt=True),
+                _finish_reason(candidate),
+            )
+            for index, candidate in enumerate(self._best())
+        ]
+        return self._completion(choices, usage=self._generation.usage())
+
+    async def chunks(self) -> AsyncIterator[Completion]:
+        options = self._body.stream_options
+        include_usage = bool(options and options.include_usage)
+        pending_usage: dict[str, None] = {"usage": None} if include_usage else {}
+        begun: set[int] = set()
+        async for candidate, delta in self._generation.deltas():
+            is_first = candidate.index not in begun
+            if is_first and self._awaits_prompt_logprobs(candidate, delta):
+                continue
+            begun.add(candidate.index)
+            text = (self._prefix(candidate) if is_first else "") + delta.text
+            if text or delta.tokens or delta.finish_reason is not None:
+                choice = CompletionChoice(
+                    candidate.index,
+                    text,
+                    self._logprobs(candidate, delta.tokens, with_prompt=is_first),
+                    None if delta.finish_reason is None else _finish_reason(candidate),
+                )
+                yield self._completion([choice], **pending_usage)
+        if include_usage:
+            yield self._completion([], usage=self._generation.usage())
+
+    def _awaits_prompt_logprobs(self, candidate: Candidate, delta: TextDelta) -> bool:
+        """Prompt logprobs may come in pieces before the first token; the first chunk has them all."""
+        wanted = self._body.echo and self._body.logprobs is not None
+        return bool(wanted and not delta.tokens and delta.finish_reason is None)
+
+    def _completion(self, choices: list[CompletionChoice], **usage: Any) -> Completion:
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._generation.model.name,
+            choices=choices,
+            system_fingerprint=self._fingerprint,
+            **usage,
+        )
+
+    def _prefix(self, candidate: Candidate) -> str:
+        return candidate.prompt.text if self._body.echo else ""
+
+    def _best(self) -> list[Candidate]:
+        """Return the n best of each prompt's candidates, by mean logprob per token, best first."""
+        per_prompt, n = self._body.num_candidates, self._body.n or 1
+        candidates = self._generation.candidates
+        if per_prompt == n:
+            return candidates
+        best: list[Candidate] = []
+        for start in range(0, len(candidates), per_prompt):
+            ranked = sorted(
+                candidates[start : start + per_prompt], key=lambda one: -one.sum_logprob / max(1, one.output.num_tokens)
+            )
+            best += ranked[:n]
+        return best
+
+    def _logprobs(self, candidate: Candidate, tokens: list[TokenText], *, with_prompt: bool) -> CompletionLogprobs | None:
+        if self._body.logprobs is None:
+            return None
+        logprobs = CompletionLogprobs([], [], [], [])
+        prefix = self._prefix(candidate)
+        if with_prompt and self._body.echo:
+            self._add_prompt(logprobs, candidate)
+        for token in tokens:
+            _add(logprobs, token, token.offset + len(prefix))
+        return logprobs
+
+    def _add_prompt(self, logprobs: CompletionLogprobs, candidate: Candidate) -> None:
+        tokenizer = self._generation.model.loaded.tokenizer
+        detokenizer = Detokenizer(tokenizer.decode)
+        offset = 0
+        for token_id, entry in zip(candidate.prompt.ids, candidate.prompt_logprobs, strict=True):
+            if entry is None:  # nothing comes before the first token
+                logprobs.tokens.append(tokenizer.token_string(token_id))
+                logprobs.token_logprobs.append(None)
+                logprobs.top_logprobs.append(None)
+                logprobs.text_offset.append(0)
+            else:
+                _add(logprobs, candidate.output.token_text(entry, offset), offset)
+            offset += len(detokenizer.add([token_id]))
+
+
+def _add(logprobs: CompletionLogprobs, token: TokenText, offset: int) -> None:
+    own = max(token.logprob, LOWEST_LOGPROB)
+    top: dict[str, float] = {}
+    for alternative in token.top:
+        # Two ids may decode to one text: the likelier one counts.
+        top[alternative.text] = max(top.get(alternative.text, LOWEST_LOGPROB), alternative.logprob)
+    # lm-eval compares the token's own logprob with the best of these, as floats.
+    top[token.text] = max(top.get(token.text, own), own)
+    logprobs.tokens.append(token.text)
+    logprobs.token_logprobs.append(own)
+    logprobs.top_logprobs.append(top)
+    logprobs.text_offset.append(offset)
+
+
+def _finish_reason(candidate: Candidate) -> Any:
+    return None if candidate.finish_reason is None else candidate.finish_reason.value
+
+

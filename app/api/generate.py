@@ -1,0 +1,177 @@
+"""Owns one request's generation, common to all endpoints: admission, submission, reading the streams, usage, metrics.
+
+Knows neither the shape of requests nor that of answers.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from app.api.schemas.common import Usage
+from app.engine.engine import TokenStream
+from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
+from app.errors import EngineError, Unavailable
+from app.metrics import Metrics
+from app.registry import Admission, ServedModel
+from app.text.output import OutputProcessor, TextDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An encoded prompt with its text as the client sent it (or as its ids decode)."""
+
+    ids: list[int]
+    text: str
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One continuation of one prompt, from its stream to its text."""
+
+    index: int
+    prompt: Prompt
+    stream: TokenStream
+    output: OutputProcessor
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    sum_logprob: float = 0.0
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+
+
+class Generation:
+    """The candidates of one request. Use as `async with`: on any way out, what still runs is aborted and slots are returned."""
+
+    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str) -> None:
+        self.model = model
+        self.candidates: list[Candidate] = []
+        self._admission = admission
+        self._metrics = metrics
+        self._operation = operation
+        self._start = time.monotonic()
+        self._closed = False
+
+    def submit(
+        self, prompt: Prompt, params: SamplingParams, *, stop: tuple[str, ...], keep_special_tokens: bool = False
+    ) -> None:
+        loaded = self.model.loaded
+        output = OutputProcessor(
+            loaded.tokenizer,
+            # A decoder-only model continues its prompt's text; an encoder-decoder model starts a text of its own.
+            context_ids=() if loaded.is_encoder_decoder else tuple(prompt.ids),
+            stop=stop,
+            stop_token_ids=params.stop_token_ids,
+            skip_special_tokens=not keep_special_tokens,
+        )
+        stream = self._admission.submit(prompt.ids, params)
+        self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))
+
+    async def deltas(self) -> AsyncIterator[tuple[Candidate, TextDelta]]:
+        """Yield what the engine produces, from all candidates as it comes; raise when a sequence fails."""
+        if len(self.candidates) == 1:
+            # The usual case, without a task per token.
+            (only,) = self.candidates
+            async for output in only.stream:
+                yield only, self._process(only, output)
+                if only.output.is_done:
+                    return
+            return
+        readers = {asyncio.ensure_future(anext(candidate.stream)): candidate for candidate in self.candidates}
+        try:
+            while readers:
+                done, _ = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: readers[task].index):
+                    candidate = readers.pop(task)
+                    delta = self._process(candidate, task.result())
+                    if candidate.output.is_done:
+                        candidate.stream.close()
+                    else:
+                        readers[asyncio.ensure_future(anext(candidate.stream))] = candidate
+                    yield candidate, delta
+        finally:
+            for task in readers:
+                task.cancel()
+
+    def _process(self, candidate: Candidate, output: StepOutput) -> TextDelta:
+        if output.finish_reason is FinishReason.ERROR:
+            # What went wrong inside is for the log; the client gets a fixed sentence.
+            raise EngineError("The model failed on this request. It was not your fault; please try again.")
+        if output.finish_reason is FinishReason.ABORT:
+            raise Unavailable("The server stopped before the answer was complete.")
+        self._observe_tokens(candidate, len(output.token_ids))
+        if output.prompt_logprobs:
+            candidate.prompt_logprobs += output.prompt_logprobs
+        if output.logprobs:
+            candidate.sum_logprob += sum(entry.logprob for entry in output.logprobs)
+        delta = candidate.output.process(output)
+        candidate.text += delta.text
+        if delta.finish_reason is not None:
+            candidate.finish_reason = delta.finish_reason
+        return delta
+
+    def _observe_tokens(self, candidate: Candidate, num_tokens: int) -> None:
+        if num_tokens == 0:
+            return
+        now = time.monotonic()
+        if candidate.first_token_time is None or candidate.last_token_time is None:
+            candidate.first_token_time = now
+            self._metrics.time_to_first_token.labels(self.model.name).observe(now - self._start)
+        else:
+            latency = self._metrics.inter_token_latency.labels(self.model.name)
+            for _ in range(num_tokens):
+                latency.observe((now - candidate.last_token_time) / num_tokens)
+        candidate.last_token_time = now
+
+    def usage(self) -> Usage:
+        """Count each prompt once, and every candidate's tokens: also those of candidates that are not returned."""
+        prompts = {id(candidate.prompt): candidate.prompt for candidate in self.candidates}
+        prompt_tokens = sum(len(prompt.ids) for prompt in prompts.values())
+        completion_tokens = sum(candidate.output.num_tokens for candidate in self.candidates)
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from request accepted to its first token."""
+        times = [candidate.first_token_time for candidate in self.candidates if candidate.first_token_time is not None]
+        return min(times) - self._start if times else None
+
+    def close(self) -> None:
+        """Abort what still runs, return unused slots, record the end; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for candidate in self.candidates:
+            candidate.stream.close()
+        self._admission.close()
+        self._record()
+
+    def _record(self) -> None:
+        name = self.model.name
+        metrics = self._metrics
+        for candidate in self.candidates:
+            reason = candidate.finish_reason or FinishReason.ABORT
+            metrics.requests.labels(name, self._operation, str(reason)).inc()
+            first, last, tokens = candidate.first_token_time, candidate.last_token_time, candidate.output.num_tokens
+            if first is not None and last is not None and tokens > 1:
+                metrics.time_per_output_token.labels(name).observe((last - first) / (tokens - 1))
+        if self.candidates:
+            usage = self.usage()
+            metrics.prompt_tokens.labels(name).observe(usage.prompt_tokens)
+            metrics.generation_tokens.labels(name).observe(usage.completion_tokens)
+            metrics.request_duration.labels(name, self._operation).observe(time.monotonic() - self._start)
+            metrics.legacy.add(name, usage.prompt_tokens, usage.completion_tokens)
+
+    async def __aenter__(self) -> "Generation":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+async def encode(model: ServedModel, texts: Sequence[str]) -> list[Prompt]:
+    """Tokenize plain prompts off the event loop."""
+    tokenizer = model.loaded.tokenizer
+    encoded = await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
+    return [Prompt(ids, text) for ids, text in zip(encoded, texts, strict=True)]

@@ -1,0 +1,100 @@
+"""Owns what wraps every request, routes that do not exist included: request id, authorization, clean-up, access line, metrics.
+
+Plain ASGI around the whole application, because Litestar's own middleware does not see unknown paths.
+"""
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
+from app.api.context import Context, RequestState
+from app.errors import RequestError
+
+logger = logging.getLogger("tfoai.access")
+
+
+class RequestMiddleware:
+    """Runs one HTTP request from its id to its log line."""
+
+    def __init__(self, app: ASGIApp, context: Context, tokens: BearerTokens | None) -> None:
+        self._app = app
+        self._context = context
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        state = RequestState.new(headers.get(b"x-request-id"))
+        scope["tfoai"] = state  # type: ignore[typeddict-unknown-key]  # ASGI servers and frameworks keep foreign keys
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                milliseconds = round(1000 * (time.monotonic() - state.start))
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", state.request_id.encode()),
+                    (b"openai-processing-ms", str(milliseconds).encode()),
+                    (b"openai-version", b"2020-10-01"),
+                ]
+            await send(message)
+
+        try:
+            if self._tokens is not None and scope["path"] not in PUBLIC_PATHS:
+                self._tokens.check(headers.get(b"authorization"))
+            await self._app(scope, receive, send_with_headers)
+        except TokenRefused as error:
+            self._context.metrics.auth_failures.labels(error.reason).inc()
+            await _send_error(send_with_headers, error, [(b"www-authenticate", b"Bearer")])
+        finally:
+            if state.generation is not None:
+                state.generation.close()
+            self._record(scope, state, status)
+
+    def _record(self, scope: Any, state: RequestState, status: int) -> None:
+        seconds = time.monotonic() - state.start
+        method, route = scope["method"], state.route
+        metrics = self._context.metrics
+        metrics.http_requests.labels(method, route, str(status)).inc()
+        metrics.http_duration.labels(method, route).observe(seconds)
+        fields: dict[str, Any] = {
+            "request_id": state.request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(1000 * seconds, 1),
+        }
+        generation = state.generation
+        if generation is not None and generation.candidates:
+            usage = generation.usage()
+            first = generation.time_to_first_token
+            fields |= {
+                "model": generation.model.name,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "finish_reason": ",".join(sorted({str(one.finish_reason or "abort") for one in generation.candidates})),
+                "ttft_ms": None if first is None else round(1000 * first, 1),
+            }
+            if any(one.finish_reason is None for one in generation.candidates):
+                metrics.disconnects.labels(generation.model.name).inc()
+        # Probes come every few seconds and say nothing new.
+        logger.log(logging.DEBUG if scope["path"] in PUBLIC_PATHS else logging.INFO, "request.finished", extra=fields)
+
+
+async def _send_error(send: Send, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
+    body = msgspec.json.encode(error.body())
+    start: Any = {
+        "type": "http.response.start",
+        "status": error.status,
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,109 @@
+"""Owns the OpenAPI document and its page. Knows the schemas, not the handlers.
+
+Bodies are decoded by msgspec directly (strict types, errors that name the parameter), so Litestar can not see their types:
+each handler names them with `documented`, and msgspec makes the JSON Schemas.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, Operation
+from litestar.static_files import create_static_files_router
+
+from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
+from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
+from app.api.schemas.completions import Completion, CompletionRequest
+
+_REF = "#/components/schemas/{name}"
+_STRUCTS: list[type[msgspec.Struct]] = [
+    ChatCompletion, ChatCompletionChunk, ChatRequest, Completion, CompletionRequest, EngineList, ErrorResponse, ModelList, ModelObject,
+]  # fmt: skip
+_ASSETS = "/docs/assets"
+
+_ERRORS = {
+    "400": "A parameter is wrong, unknown or not supported; `param` names it",
+    "401": "Missing or wrong bearer token",
+    "404": "No such model",
+    "413": "The body is too large",
+    "415": "The body is not JSON",
+    "429": "The queue is full; see Retry-After",
+    "500": "The server failed; see x-request-id",
+    "503": "The model is loading or the server is going down; see Retry-After",
+}
+
+
+def documented(
+    summary: str,
+    request: type[msgspec.Struct] | None = None,
+    response: type[msgspec.Struct] | None = None,
+    *,
+    streams: bool = False,
+) -> type[Operation]:
+    """Return the Operation class for a handler: its body and answers in the words of the schemas."""
+
+    class Documented(Operation):
+        def to_schema(self) -> dict[str, Any]:
+            schema = {**super().to_schema(), "summary": summary, "responses": _responses(request, response, streams)}
+            if request is not None:
+                schema["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
+            return schema
+
+    return Documented
+
+
+def _ref(struct: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": _REF.format(name=struct.__name__)}
+
+
+def _responses(
+    request: type[msgspec.Struct] | None, response: type[msgspec.Struct] | None, streams: bool
+) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": "Success"}
+    if response is not None:
+        good["content"] = {"application/json": {"schema": _ref(response)}}
+        if streams:
+            good["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    codes = _ERRORS if request is not None else {code: _ERRORS[code] for code in ("401", "404", "503")}
+    error = {"application/json": {"schema": _ref(ErrorResponse)}}
+    return {"200": good} | {code: {"description": text, "content": error} for code, text in codes.items()}
+
+
+class _Components(Components):
+    """The schemas as msgspec writes them."""
+
+    def to_schema(self) -> dict[str, Any]:
+        _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+        return {"schemas": schemas, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}
+
+
+def openapi_config(version: str) -> OpenAPIConfig:
+    """The document at /openapi.json, the page at /docs; the page's script is served from here, so it works offline."""
+    return OpenAPIConfig(
+        title="tfoai",
+        version=version,
+        description="Hugging Face transformers models behind the OpenAI API.",
+        path="/",
+        components=_Components(),
+        security=[{"bearer": []}],
+        render_plugins=[
+            JsonRenderPlugin(path="/openapi.json"),
+            SwaggerRenderPlugin(
+                path="/docs",
+                favicon="<link rel='icon' href='data:,'>",
+                js_url=f"{_ASSETS}/swagger-ui-bundle.js",
+                css_url=f"{_ASSETS}/swagger-ui.css",
+                standalone_preset_js_url=f"{_ASSETS}/swagger-ui-standalone-preset.js",
+            )
+        ],
+    )
+
+
+def assets_router() -> Any:
+    """Serve the page's files from the package that ships them."""
+    vendor = Path(str(files("swagger_ui_bundle"))) / "vendor"
+    newest = sorted(path for path in vendor.iterdir() if path.is_dir())[-1]
+    return create_static_files_router(path=_ASSETS, directories=[newest], include_in_schema=False)

@@ -1,0 +1,77 @@
+"""Owns what every POST handler needs of its request: a decoded body, and to stop when the client leaves. Knows no endpoint."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.response import Stream
+
+from app.api.schemas.common import decode_body
+from app.api.sse import event_stream
+from app.errors import RequestError
+
+T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class ClientDisconnected(Exception):
+    """Nobody is left to answer."""
+
+
+class UnsupportedMediaType(RequestError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+async def read_body(
+    request: Request[Any, Any, Any], kind: type[S], refused: Mapping[str, str], defaults: Mapping[str, Any] | None = None
+) -> S:
+    """Read and decode a JSON body; raise a RequestError that names what is wrong. `defaults` fill what the body lacks."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        found = f"'{content_type[:80]}'" if content_type else "nothing"
+        raise UnsupportedMediaType(f"Content-Type must be application/json; found {found}.")
+    return decode_body(await request.body(), kind, refused, defaults or {})
+
+
+async def unless_disconnected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; when the client leaves first, cancel it and raise ClientDisconnected.
+
+    Litestar watches for that only while it streams. The body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnected
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            # Its clean-up (slots, aborts) must be over before the request is.
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request[Any, Any, Any]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def respond(
+    request: Request[Any, Any, Any], submit: Coroutine[Any, Any, None], answer: Coroutine[Any, Any, T] | AsyncIterator[T]
+) -> T | Stream:
+    """Submit, then return the whole answer, or a stream of its parts; stop everything when the client leaves."""
+    if isinstance(answer, AsyncIterator):
+        first = await unless_disconnected(request, _after(submit, anext(answer)))
+        return event_stream(first, answer)
+    return await unless_disconnected(request, _after(submit, answer))
+
+
+async def _after(before: Coroutine[Any, Any, None], work: Awaitable[T]) -> T:
+    await before
+    return await work

@@ -1,0 +1,217 @@
+"""Owns what completions and chat share: sampling fields, usage, the model list, decoding of bodies. Knows no endpoint."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from app.engine.defaults import SamplingRequest
+from app.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
+
+MAX_N = 16
+MAX_STOP = 4
+MAX_STOP_LENGTH = 256
+MAX_LOGIT_BIAS = 300
+# Any 64-bit seed is legal (openapi.yaml: minimum -9223372036854776000).
+_Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """`include_obfuscation` pads events against traffic analysis at OpenAI; it is accepted, and no padding is sent."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Parameters with the same meaning on every endpoint that generates text.
+
+    The ones after `user` are not OpenAI's; openai-python sends them with `extra_body`.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    seed: _Seed | None = None
+    stop: _StopText | Annotated[list[_StopText], Meta(max_length=MAX_STOP)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Meta(max_length=4096)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: TokenCount | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenCount], Meta(max_length=64)] | None = None
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def check_stream_options(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("`stream_options` is only allowed when `stream` is true.", param="stream_options")
+
+    def sampling_request(self, vocab_size: int, **more: Any) -> SamplingRequest:
+        """Return the engine's view of these fields; raise InvalidRequest for token ids outside the vocabulary."""
+        stop_token_ids = tuple(self.stop_token_ids or ())
+        for token_id in stop_token_ids:
+            check_token_id(token_id, vocab_size, "stop_token_ids")
+        return SamplingRequest(
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k is None else max(self.top_k, 0),
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=self._logit_bias(vocab_size),
+            seed=self.seed,
+            n=self.n or 1,
+            stop_token_ids=stop_token_ids,
+            ignore_eos=bool(self.ignore_eos),
+            **more,
+        )
+
+    def _logit_bias(self, vocab_size: int) -> dict[int, float] | None:
+        if not self.logit_bias:
+            return None
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(
+                f"`logit_bias` has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are possible.", param="logit_bias"
+            )
+        bias: dict[int, float] = {}
+        for key, value in self.logit_bias.items():
+            if not re.fullmatch(r"[0-9]{1,10}", key):
+                raise InvalidRequest(f"`logit_bias` maps token ids to numbers; {key[:20]!r} is no token id.", param="logit_bias")
+            check_token_id(int(key), vocab_size, "logit_bias")
+            bias[int(key)] = value
+        return bias
+
+
+def check_token_id(token_id: int, vocab_size: int, param: str) -> None:
+    if not 0 <= token_id < vocab_size:
+        raise InvalidRequest(f"`{param}`: {token_id} is no token id of this model (0 to {vocab_size - 1}).", param=param)
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = msgspec.field(default_factory=PromptTokensDetails)
+
+
+class ModelObject(msgspec.Struct, kw_only=True):
+    """One entry of the model list; the fields after `owned_by` are tfoai's own."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tfoai"
+    state: str
+    type: str
+    runner: str | None = None
+    context_length: int | None = None
+
+
+class ModelList(msgspec.Struct):
+    data: list[ModelObject]
+    object: Literal["list"] = "list"
+
+
+class EngineObject(msgspec.Struct):
+    """One entry of the legacy engine list, as the 2023 server sent it."""
+
+    id: str
+    ready: bool
+    object: Literal["engine"] = "engine"
+    owner: str = "openai"
+    permissions: None = None
+    created: None = None
+
+
+class EngineList(msgspec.Struct):
+    data: list[EngineObject]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(msgspec.Struct):
+    """openapi.yaml, components/schemas/ErrorResponse: all four keys are always there."""
+
+    error: ErrorDetail
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_AT = re.compile(r"^(?P<message>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+
+
+def decode_body(body: bytes, kind: type[S], refused: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> S:
+    """Decode a JSON body; raise InvalidRequest or a subclass that names the parameter.
+
+    `refused` maps names that OpenAI documents and tfoai does not honour to the reason; null is as good as absent for them.
+    """
+    try:
+        data = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {str(error)[:200]}.") from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    data = {**(defaults or {}), **data}
+    for name in refused.keys() & data.keys():
+        if data.pop(name) is not None:
+            raise UnsupportedParameter(f"`{name}` is not supported: {refused[name]}", param=name)
+    try:
+        return msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from error
+
+
+def _invalid(text: str) -> InvalidRequest:
+    match = _AT.match(text)
+    assert match is not None  # the pattern matches every text
+    message, path = match["message"], match["path"] or ""
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown:
+        name = unknown["name"][:100]
+        param = _param(f"{path}.{name}" if path else name)
+        return UnknownParameter(f"Unrecognized request argument supplied: {param}", param=param)
+    required = re.fullmatch(r"Object missing required field `(.*)`", message)
+    if required:
+        param = _param(f"{path}.{required[1]}" if path else required[1])
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    param = _param(path)
+    return InvalidRequest(f"Invalid value for '{param}': {message[:300]}.", param=param, code="invalid_value")
+
+
+def _param(path: str) -> str:
+    """Spell a path as OpenAI does: `messages.[0].role`."""
+    return path.replace("[", ".[")[:200]
+
+

@@ -1,0 +1,87 @@
+"""Owns the objects of /v1/completions (openai-python: types/completion_create_params.py, types/completion.py)."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from app.api.schemas.common import MAX_N, SamplingFields, TokenCount, Usage
+from app.errors import InvalidRequest
+
+MAX_PROMPTS = 64
+
+REFUSED = {
+    "suffix": "no fill-in-the-middle yet.",
+}
+
+_Prompt = str | Annotated[list[str | int | list[int]], Meta(max_length=1_000_000)]
+
+
+class CompletionRequest(SamplingFields, kw_only=True):
+    """`prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids."""
+
+    prompt: _Prompt | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    max_tokens: TokenCount | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more; an absent prompt is the empty text (OpenAI: "generate from the beginning of a document")."""
+        prompt = self.prompt
+        if prompt is None:
+            return [""]
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise InvalidRequest("`prompt` must not be an empty list.", param="prompt")
+        kinds = {type(item) for item in prompt}
+        if len(kinds) > 1:
+            raise InvalidRequest("`prompt` must hold texts only, or token ids only, or lists of token ids only.", param="prompt")
+        if kinds == {int}:
+            return [prompt]  # type: ignore[list-item]  # all are int
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidRequest(f"`prompt` holds {len(prompt)} prompts; at most {MAX_PROMPTS} are possible.", param="prompt")
+        if any(item == [] for item in prompt):
+            raise InvalidRequest("`prompt` must not hold an empty list of token ids.", param="prompt")
+        return prompt  # type: ignore[return-value]  # all are str, or all are list
+
+    @property
+    def num_candidates(self) -> int:
+        """Continuations generated per prompt: best_of, or n."""
+        return max(self.n or 1, self.best_of or 1)
+
+    def check(self) -> None:
+        """Raise InvalidRequest for combinations that contradict each other."""
+        self.check_stream_options()
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")
+        if self.stream and self.num_candidates > (self.n or 1):
+            raise InvalidRequest("`best_of` above `n` can not be streamed.", param="best_of")
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Parallel lists, one entry per token; `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length", "content_filter"] | None = None
+
+
+class Completion(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | None | UnsetType = UNSET

@@ -1,0 +1,57 @@
+"""Owns the probes and the metrics routes. Knows no generation.
+
+Kubernetes' three questions: has it started (`/startupz`), may it get traffic (`/readyz`, and `/health` for those used to
+it), must it be restarted (`/livez`). Overload makes none of them fail.
+"""
+
+from typing import Any
+
+from litestar import Response, get
+
+from app.api.context import Context
+from app.api.openapi import documented
+from app.errors import NotFound
+from app.metrics import CONTENT_TYPE
+from app.registry import Registry
+
+
+@get("/livez", operation_class=documented("Liveness: 503 when an engine has died"))
+async def livez(context: Context) -> Response[Any]:
+    return _status(context.registry.is_alive, context.registry)
+
+
+@get("/readyz", operation_class=documented("Readiness: 503 while models load and while the server drains"))
+async def readyz(context: Context) -> Response[Any]:
+    return _status(context.registry.is_ready, context.registry)
+
+
+@get("/health", operation_class=documented("The same as /readyz"))
+async def health(context: Context) -> Response[Any]:
+    return _status(context.registry.is_ready, context.registry)
+
+
+@get("/startupz", operation_class=documented("Startup: 503 until every model has been loaded once"))
+async def startupz(context: Context) -> Response[Any]:
+    return _status(context.registry.has_started, context.registry)
+
+
+@get("/metrics", operation_class=documented("Prometheus metrics"))
+async def prometheus_metrics(context: Context) -> Response[bytes]:
+    if not context.config.metrics:
+        raise NotFound("Metrics are switched off (METRICS in the configuration).")
+    return Response(context.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@get("/v1/metrics", operation_class=documented("Token totals as JSON, as transformers-openai-api gave them"))
+async def legacy_metrics(context: Context) -> Response[Any]:
+    if not context.config.metrics:
+        raise NotFound("Metrics are switched off (METRICS in the configuration).")
+    return Response(context.metrics.legacy.as_json())
+
+
+def _status(is_good: bool, registry: Registry) -> Response[Any]:
+    models = {
+        model.name: {"state": str(model.state), "progress": round(model.progress, 3)} for model in registry.models.values()
+    }
+    content = {"status": "ok" if is_good else "unavailable", "draining": registry.is_draining, "models": models}
+    return Response(content, status_code=200 if is_good else 503)

@@ -1,0 +1,116 @@
+"""Owns how a request's sampling parameters meet the model's defaults. Plain data: knows no torch and no transformers."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from app.engine.sequence import SamplingParams
+from app.errors import UnsupportedParameter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRequest:
+    """The sampling parameters of one request, checked for type and range; None means not sent."""
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What holds when a request does not say otherwise: GENERATE_CONFIG, over the model's generation_config.json.
+
+    Like transformers' `generate`, decoding is greedy unless one of the two, or the request, asks for sampling.
+    `max_length` counts the decoder's prompt too, `max_new_tokens` does not (transformers' meaning of both).
+    """
+
+    eos_token_ids: frozenset[int] = frozenset()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def max_tokens(self, num_decoder_prompt_tokens: int) -> int | None:
+        """Return the default number of generation tokens, None if nothing sets one."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is not None:
+            return max(1, self.max_length - num_decoder_prompt_tokens)
+        return None
+
+    def resolve(self, request: SamplingRequest, *, max_tokens: int, choice: int = 0) -> SamplingParams:
+        """Return the parameters of choice number `choice`; raise UnsupportedParameter for what beam search can not honour.
+
+        Naming any of temperature (above 0), top_p, top_k or min_p asks for sampling, as does n > 1 without a temperature,
+        since equal choices help nobody.
+        """
+        asked = (request.top_p, request.top_k, request.min_p) != (None, None, None) or request.n > 1
+        if request.temperature is not None:
+            temperature = request.temperature
+        elif asked or self.do_sample:
+            temperature = self.temperature
+        else:
+            temperature = 0.0
+        num_beams = self.num_beams if temperature == 0 else 1
+        if num_beams > 1:
+            _refuse_with_beams(request)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=_first(request.min_tokens, self.min_new_tokens),
+            temperature=temperature,
+            top_p=_first(request.top_p, self.top_p),
+            top_k=_first(request.top_k, self.top_k),
+            min_p=_first(request.min_p, self.min_p),
+            repetition_penalty=_first(request.repetition_penalty, self.repetition_penalty),
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            logit_bias=request.logit_bias or {},
+            seed=request.seed,
+            choice=choice,
+            logprobs=request.logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            stop_token_ids=frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.eos_token_ids),
+            num_beams=num_beams,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+        )
+
+
+def _first(requested: T | None, default: T) -> T:
+    return default if requested is None else requested
+
+
+def _refuse_with_beams(request: SamplingRequest) -> None:
+    for name in ("logprobs", "prompt_logprobs", "logit_bias", "frequency_penalty", "presence_penalty"):
+        value = getattr(request, name)
+        # 0 asks for logprobs (of the sampled token only), but leaves a penalty off.
+        if value is not None and (value or name.endswith("logprobs")):
+            param = name.removeprefix("prompt_")
+            raise UnsupportedParameter(
+                f"This model decodes with beam search (num_beams in its GENERATE_CONFIG or generation_config.json), which can "
+                f"not honour `{param}`. Leave it out, or send a `temperature` above 0 to sample instead.",
+                param=param,
+            )

@@ -1,0 +1,376 @@
+"""Owns the engine's thread: inbox -> step -> outbox, and the TokenStream at its end. Knows no torch, no text, no HTTP."""
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
+from app.engine.scheduler import ScheduledSequence, Scheduler
+from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
+
+logger = logging.getLogger("tfoai.engine")
+
+
+class EngineDeadError(Exception):
+    """The engine thread has ended; nothing submitted to it will ever be answered."""
+
+
+class SequenceFailedError(Exception):
+    """The engine could not continue this one sequence; others are not affected."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """Plain numbers for metrics and probes; totals count from the start of the engine, aborted work included."""
+
+    num_waiting: int
+    num_running: int
+    num_steps: int
+    num_prompt_tokens: int
+    num_generation_tokens: int
+    num_step_errors: int
+    last_step_time: float
+
+
+class TokenStream:
+    """The tokens of one sequence, as an async iterator of StepOutput that ends after the one with a finish reason.
+
+    It belongs to the event loop it was made on. Outputs that arrive while nobody reads are merged, so a slow reader costs
+    memory for its tokens only. `close()` is idempotent and aborts a sequence that still runs; `on_done` is called once, on
+    the loop, when the engine has confirmed the end: only then are its resources free.
+    """
+
+    def __init__(self, engine: "Engine", seq_id: int, on_done: Callable[[], None] | None = None) -> None:
+        self.seq_id = seq_id
+        self.loop = asyncio.get_running_loop()
+        self._engine = engine
+        self._on_done = on_done
+        self._pending: StepOutput | None = None
+        self._arrived = asyncio.Event()
+        self._delivered_last = False
+        self._closed = False
+        self.is_done = False
+
+    def put(self, output: StepOutput) -> None:
+        """Take one output from the engine; runs on the loop."""
+        if self.is_done:
+            return
+        if output.finish_reason is not None:
+            self.is_done = True
+            if self._on_done is not None:
+                self._on_done()
+        if self._closed:
+            return
+        self._pending = output if self._pending is None else _merge(self._pending, output)
+        self._arrived.set()
+
+    def __aiter__(self) -> "TokenStream":
+        return self
+
+    async def __anext__(self) -> StepOutput:
+        if self._delivered_last or self._closed:
+            raise StopAsyncIteration
+        await self._arrived.wait()
+        self._arrived.clear()
+        output, self._pending = self._pending, None
+        if output is None:
+            raise StopAsyncIteration
+        self._delivered_last = output.finish_reason is not None
+        return output
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._pending = None
+        self._arrived.set()
+        if not self.is_done:
+            self._engine.abort(self.seq_id)
+
+
+def _merge(first: StepOutput, second: StepOutput) -> StepOutput:
+    first.token_ids += second.token_ids
+    if second.logprobs is not None:
+        first.logprobs = (first.logprobs or []) + second.logprobs
+    if second.prompt_logprobs is not None:
+        first.prompt_logprobs = (first.prompt_logprobs or []) + second.prompt_logprobs
+    first.finish_reason = second.finish_reason
+    first.error = second.error
+    return first
+
+
+class Engine(Protocol):
+    """What the rest of tfoai sees of an engine."""
+
+    def submit(
+        self, prompt_ids: SequenceOf[int], params: SamplingParams, on_done: Callable[[], None] | None = None
+    ) -> TokenStream:
+        """Queue one sequence; call on an event loop. Raise EngineDeadError if the engine has ended."""
+        ...
+
+    def abort(self, seq_id: int) -> None:
+        """Ask for the end of a sequence; any thread, any number of times, finished or unknown ids included."""
+        ...
+
+    def snapshot(self) -> EngineSnapshot: ...
+
+    @property
+    def dead(self) -> Exception | None:
+        """What ended the engine, or None while it lives."""
+        ...
+
+    def stop(self) -> None:
+        """End the thread; sequences that are still there finish with ABORT."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    seq: Sequence
+    stream: TokenStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    seq_id: int
+
+
+class _Stop:
+    pass
+
+
+class EngineThread:
+    """One thread per model, the only one that touches its runner.
+
+    `decoder_start_ids` makes it an encoder-decoder engine: prompts go to the encoder, decoding starts from these tokens.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        scheduler: Scheduler,
+        *,
+        decoder_start_ids: SequenceOf[int] | None = None,
+        name: str = "engine",
+    ) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._scheduler = scheduler
+        self._decoder_start_ids = decoder_start_ids
+        self._inbox: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
+        self._streams: dict[int, TokenStream] = {}
+        self._outbox: list[tuple[TokenStream, StepOutput]] = []
+        self._ids = itertools.count()
+        self._dead: Exception | None = None
+        self._num_steps = self._num_prompt_tokens = self._num_generation_tokens = self._num_step_errors = 0
+        self._last_step_time = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # Any thread
+
+    @property
+    def dead(self) -> Exception | None:
+        return self._dead
+
+    def submit(
+        self, prompt_ids: SequenceOf[int], params: SamplingParams, on_done: Callable[[], None] | None = None
+    ) -> TokenStream:
+        if self._dead is not None:
+            raise EngineDeadError(str(self._dead)) from self._dead
+        seq = Sequence(next(self._ids), prompt_ids, params, decoder_start_ids=self._decoder_start_ids)
+        stream = TokenStream(self, seq.seq_id, on_done)
+        self._inbox.put(_Submit(seq, stream))
+        if self._dead is not None:  # it died between the check and the put: nobody will read the inbox
+            self._fail_inbox()
+        return stream
+
+    def abort(self, seq_id: int) -> None:
+        self._inbox.put(_Abort(seq_id))
+
+    def stop(self) -> None:
+        self._inbox.put(_Stop())
+        self._thread.join(timeout=10)
+
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(
+            num_waiting=len(self._scheduler.waiting) + self._inbox.qsize(),
+            num_running=len(self._scheduler.running),
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generation_tokens=self._num_generation_tokens,
+            num_step_errors=self._num_step_errors,
+            last_step_time=self._last_step_time,
+        )
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                self.step()
+                self._deliver()
+            self._end(FinishReason.ABORT, None, EngineDeadError("the engine was stopped"))
+        except BaseException as error:
+            logger.exception("engine.failed", extra={"engine": self._thread.name})
+            dead = EngineDeadError(f"{type(error).__name__}: {error}")
+            self._end(FinishReason.ERROR, dead, dead)
+
+    def _take_inbox(self) -> bool:
+        """Take every message there is, waiting for one when there is nothing to do; False when told to stop."""
+        block = not self._scheduler.has_work
+        while True:
+            try:
+                message = self._inbox.get(block=block)
+            except queue.Empty:
+                return True
+            if isinstance(message, _Stop):
+                return False
+            if isinstance(message, _Submit):
+                self._streams[message.seq.seq_id] = message.stream
+                self._scheduler.add(message.seq)
+            else:
+                seq = self._scheduler.abort(message.seq_id)
+                if seq is not None:
+                    self._finish(seq, FinishReason.ABORT)
+                    self._deliver()
+            block = not self._scheduler.has_work
+
+    def step(self) -> None:
+        """Compute and commit one batch."""
+        batch = self._scheduler.schedule()
+        for part, output in self._forward(batch):
+            if isinstance(output, Exception):
+                self._num_step_errors += 1
+                logger.error("sequence failed in the forward step", exc_info=output)
+                self._finish(part[0].seq, FinishReason.ERROR, SequenceFailedError(f"{type(output).__name__}: {output}"))
+            else:
+                self._commit(part, output)
+        for seq in self._scheduler.retire():
+            self._runner.release(seq.seq_id)
+        self._num_steps += 1
+        self._last_step_time = time.monotonic()
+
+    def _forward(
+        self, batch: list[ScheduledSequence]
+    ) -> list[tuple[list[ScheduledSequence], ForwardOutput | Exception]]:
+        """Run the batch; after an error run its halves, down to the one sequence that raises by itself.
+
+        So one bad sequence costs the others a few repeated steps, never their answer. A batch of one is tried twice, because
+        an error may have been another sequence's doing.
+        """
+        try:
+            return [(batch, self._runner.forward(batch))]
+        except Exception as error:
+            logger.warning("forward step failed for %d sequences: %s", len(batch), error)
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return self._forward(batch[:middle]) + self._forward(batch[middle:])
+        try:
+            return [(batch, self._runner.forward(batch))]
+        except Exception as error:
+            return [(batch, error)]
+
+    def _commit(self, batch: list[ScheduledSequence], output: ForwardOutput) -> None:
+        completed = [scheduled.seq for scheduled in batch if scheduled.completes]
+        sampled = iter(self._sampler.sample(output.logits, completed) if completed else [])
+        for scheduled in batch:
+            seq = scheduled.seq
+            prompt_logprobs = None
+            if seq.seq_id in output.prompt_logits:
+                prompt_logprobs = self._sampler.prompt_logprobs(seq, output.prompt_logits[seq.seq_id])
+            if seq.num_generation_tokens == 0:
+                # For an encoder-decoder model the prompt is what the encoder read, all of it in the first step.
+                self._num_prompt_tokens += scheduled.num_new_tokens if seq.encoder_ids is None else len(seq.encoder_ids)
+            completes = scheduled.completes
+            seq.num_computed_tokens += scheduled.num_new_tokens
+            result = next(sampled) if completes else Sampled([])
+            if isinstance(result, Exception):
+                self._num_step_errors += 1
+                logger.error("sequence failed in the sampler", exc_info=result)
+                self._finish(seq, FinishReason.ERROR, SequenceFailedError(str(result)))
+                continue
+            if seq.params.max_tokens == 0 and completes:
+                result = Sampled([], done=True)
+            self._append(seq, result)
+            reason = self._finish_reason(seq, result)
+            if reason is not None:
+                seq.finish(reason)
+            if result.token_ids or prompt_logprobs or reason is not None:
+                self._emit(seq, StepOutput(seq.seq_id, result.token_ids, reason, result.logprobs, prompt_logprobs))
+
+    def _append(self, seq: Sequence, result: Sampled) -> None:
+        if seq.beam_search is None:
+            seq.token_ids += result.token_ids
+            self._num_generation_tokens += len(result.token_ids)
+        else:
+            # Until beam search is done, the sequence wears its best beam, so that its length is always right.
+            seq.token_ids[seq.num_decoder_prompt_tokens :] = result.token_ids if result.done else seq.beam_search.best_ids
+            self._num_generation_tokens += len(result.token_ids)
+
+    @staticmethod
+    def _finish_reason(seq: Sequence, result: Sampled) -> FinishReason | None:
+        if seq.beam_search is not None and not result.done:
+            return None
+        if result.token_ids and result.token_ids[-1] in seq.params.stop_token_ids:
+            return FinishReason.STOP
+        if result.done or seq.num_generation_tokens >= seq.params.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, seq: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
+        seq.finish(reason, error)
+        self._runner.release(seq.seq_id)
+        self._emit(seq, StepOutput(seq.seq_id, [], reason, error=error))
+
+    def _emit(self, seq: Sequence, output: StepOutput) -> None:
+        stream = self._streams.pop(seq.seq_id) if output.finish_reason is not None else self._streams[seq.seq_id]
+        self._outbox.append((stream, output))
+
+    def _deliver(self) -> None:
+        """Hand over everything the step produced, with one wake-up per event loop."""
+        if not self._outbox:
+            return
+        outbox, self._outbox = self._outbox, []
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, StepOutput]]] = {}
+        for stream, output in outbox:
+            by_loop.setdefault(stream.loop, []).append((stream, output))
+        for loop, outputs in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, outputs)
+            except RuntimeError:  # the loop is closed: nobody is left to read
+                for stream, output in outputs:
+                    if output.finish_reason is None:
+                        self.abort(stream.seq_id)
+
+    def _end(self, reason: FinishReason, error: Exception | None, dead: EngineDeadError) -> None:
+        self._dead = dead
+        for seq in self._scheduler.drain():
+            seq.finish(reason, error)
+            if seq.seq_id in self._streams:
+                self._emit(seq, StepOutput(seq.seq_id, [], reason, error=error))
+        self._deliver()
+        self._fail_inbox()
+
+    def _fail_inbox(self) -> None:
+        """Answer what was submitted to an engine that has ended; any thread."""
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(message, _Submit):
+                output = StepOutput(message.seq.seq_id, [], FinishReason.ERROR, error=self._dead)
+                message.stream.loop.call_soon_threadsafe(message.stream.put, output)
+
+
+def _put_all(outputs: list[tuple[TokenStream, StepOutput]]) -> None:
+    for stream, output in outputs:
+        stream.put(output)

@@ -1,0 +1,194 @@
+"""Owns getting a model from disk or hub onto its device, with readable errors. Knows no requests and no text."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from app.config import ModelSettings, ModelType
+from app.engine.defaults import GenerationDefaults
+from app.engine.engine import EngineThread
+from app.engine.generation import (
+    ProcessorFactory,
+    decoder_start_ids,
+    generation_defaults,
+    merged_generation_config,
+)
+from app.engine.progress import ProgressHook
+from app.engine.sampler import BatchSampler
+from app.engine.scheduler import Scheduler
+from app.engine.sequential import SequentialRunner
+from app.errors import ConfigError
+
+logger = logging.getLogger("tfoai.engine")
+
+# For models that name no limit of their own (T5, recurrent models): MAX_MODEL_LEN overrides it.
+FALLBACK_CONTEXT_LENGTH = 4096
+# A step computes at most this many tokens, so a long prompt is the last thing a batch starts.
+MAX_NUM_BATCHED_TOKENS = 2048
+
+_CONTEXT_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device with its engine running."""
+
+    engine: EngineThread
+    defaults: GenerationDefaults
+    is_encoder_decoder: bool
+    num_decoder_start_tokens: int
+    context_length: int
+    vocab_size: int
+    runner: str
+    device: str
+    dtype: str
+
+
+def load(
+    name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]
+) -> LoadedModel:
+    """Load `source` (a path or hub id) for the served name; raise ConfigError naming the place under `path`."""
+    device = _device(settings, path)
+    start = time.monotonic()
+    transformers_logging.set_verbosity_error()
+    with ProgressHook(name, on_progress):
+        model = _from_pretrained(source, settings, path, device)
+    model.eval()
+    generation_config = merged_generation_config(model, settings.generate_config, f"{path}.GENERATE_CONFIG")
+    defaults = generation_defaults(generation_config)
+    start_ids = decoder_start_ids(model, generation_config, f"{path}.GENERATE_CONFIG")
+    processors = ProcessorFactory(model, generation_config)
+    runner = SequentialRunner(model, generation_config)
+    engine = EngineThread(
+        runner,
+        BatchSampler(processors if processors.needed or defaults.num_beams > 1 else None),
+        Scheduler(
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
+            chunked_prefill=runner.supports_chunked_prefill,
+        ),
+        decoder_start_ids=start_ids,
+        name=f"engine-{name}",
+    )
+    seconds = time.monotonic() - start
+    logger.info(
+        "model.loaded",
+        extra={
+            "model": name,
+            "source": settings.name,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "parameters": model.num_parameters(),
+            "runner": runner.name,
+            "seconds": round(seconds, 2),
+        },
+    )
+    return LoadedModel(
+        engine=engine,
+        defaults=defaults,
+        is_encoder_decoder=start_ids is not None,
+        num_decoder_start_tokens=len(start_ids or []),
+        context_length=_context_length(model, settings.max_model_len, path),
+        vocab_size=model.get_input_embeddings().num_embeddings,
+        runner=runner.name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _device(settings: ModelSettings, path: str) -> str | None:
+    """Return the device to move the model to; None leaves placement to accelerate's device_map."""
+    wanted = settings.model_device
+    if wanted is None:
+        return None
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = wanted.partition(":")
+    available = {
+        "cpu": lambda: 1,
+        "cuda": torch.cuda.device_count,
+        "xpu": lambda: torch.xpu.device_count() if hasattr(torch, "xpu") else 0,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+    }[kind]()
+    if available == 0:
+        raise ConfigError(
+            f"{path}.MODEL_DEVICE",
+            f'"{wanted}" on a machine where torch {torch.__version__} sees no {kind.upper()} device',
+            'a device that is there: set MODEL_DEVICE to "cpu", or to "auto" for a GPU where there is one',
+        )
+    if index and int(index) >= available:
+        raise ConfigError(f"{path}.MODEL_DEVICE", f'"{wanted}" on a machine with {available} {kind} device(s)', "a lower index")
+    return wanted
+
+
+def _from_pretrained(source: str, settings: ModelSettings, path: str, device: str | None) -> PreTrainedModel:
+    auto_class = AutoModelForSeq2SeqLM if settings.type is ModelType.SEQ2SEQ else AutoModelForCausalLM
+    arguments = _model_arguments(settings.model_config)
+    try:
+        model = auto_class.from_pretrained(source, **arguments)
+        _check_type(model, settings, path)
+        return model if device is None else model.to(device)  # type: ignore[no-any-return]
+    except ConfigError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{path}.MODEL_DEVICE", f"too little memory on {device} ({error})", "a smaller model, a smaller dtype or more devices"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        raise _load_error(source, settings, path, error) from error
+
+
+def _model_arguments(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(model_config)
+    dtype = arguments.pop("torch_dtype", None) or arguments.pop("dtype", None)
+    arguments.pop("dtype", None)
+    if dtype is not None:
+        arguments["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype.removeprefix("torch."))
+    # Pickled weights run code when they are read: only who writes `use_safetensors: false` gets them.
+    arguments.setdefault("use_safetensors", True)
+    if arguments.get("trust_remote_code"):
+        logger.warning("model.remote_code", extra={"detail": "trust_remote_code runs the model repository's Python code"})
+    return arguments
+
+
+def _check_type(model: PreTrainedModel, settings: ModelSettings, path: str) -> None:
+    if model.config.is_encoder_decoder != (settings.type is ModelType.SEQ2SEQ):
+        right = ModelType.SEQ2SEQ if model.config.is_encoder_decoder else ModelType.CAUSAL_LM
+        raise ConfigError(f"{path}.TYPE", f'"{settings.type}" for a {model.config.model_type} model', f'"{right}"')
+
+
+def _load_error(source: str, settings: ModelSettings, path: str, error: Exception) -> ConfigError:
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 300 else text[:300] + "..."
+    if "Unrecognized configuration class" in text:
+        kind = "encoder-decoder" if settings.type is ModelType.SEQ2SEQ else "decoder-only"
+        return ConfigError(f"{path}.TYPE", f'"{settings.type}" for "{settings.name}", which is no {kind} model', "the other TYPE")
+    if "safetensors" in text and "use_safetensors" not in settings.model_config:
+        return ConfigError(
+            f"{path}.NAME",
+            f'"{settings.name}" without safetensors weights ({short})',
+            "safetensors weights, or MODEL_CONFIG.use_safetensors false to read pickled ones",
+        )
+    if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        return ConfigError(f"{path}.MODEL_CONFIG", f"an argument that the model refuses ({short})", "arguments of from_pretrained")
+    return ConfigError(
+        f"{path}.NAME",
+        f'"{settings.name}", which can not be loaded ({type(error).__name__}: {short})',
+        f"a model directory, or a hub id that transformers {transformers.__version__} can reach and load",
+    )
+
+
+def _context_length(model: PreTrainedModel, wanted: int | None, path: str) -> int:
+    text_config = model.config.get_text_config(decoder=True)
+    own = next((value for name in _CONTEXT_LENGTH_NAMES if isinstance(value := getattr(text_config, name, None), int)), None)
+    if wanted is not None and own is not None and wanted > own:
+        raise ConfigError(f"{path}.MAX_MODEL_LEN", str(wanted), f"at most {own}, the model's own limit")
+    return wanted or own or FALLBACK_CONTEXT_LENGTH
+

@@ -1,0 +1,212 @@
+"""Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model and no scheduling.
+
+Order of operations, as in transformers' `generate`: the model's own logits processors, logit_bias, penalties, min_tokens,
+temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
+"""
+
+from collections.abc import Callable, Sequence as SequenceOf
+from typing import Any
+
+import torch
+
+from app.engine.beam import BeamSearch
+from app.engine.runner import Sampled
+from app.engine.sequence import Sequence, TokenLogprobs
+
+# Rows that keep few candidates are filtered in a top-k list of this length at most; the others need a sort of the vocabulary.
+TOP_K_WITHOUT_SORT = 256
+
+# (sequence) -> callables (input_ids [rows, length], scores [rows, vocabulary]) -> scores, or an empty list.
+ProcessorFactory = Callable[[Sequence], list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
+
+
+class NotFiniteError(Exception):
+    """The model gave no usable logits (NaN, or nothing but infinities)."""
+
+
+class BatchSampler:
+    """Samples every row of a batch at once.
+
+    `processors` makes the transformers logits processors that the model's generation config asks for (see
+    `generation.GenerationDefaults`); they run per sequence, so most models have none.
+    """
+
+    def __init__(self, processors: ProcessorFactory | None = None) -> None:
+        self._processors = processors
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]:
+        """Sample from `logits` [rows, vocabulary], `Sequence.num_rows` rows each; the results are in the sequences' order."""
+        results: list[Sampled | Exception | None] = [None] * len(sequences)
+        rows: list[int] = []
+        single: list[int] = []
+        row = 0
+        for index, seq in enumerate(sequences):
+            if seq.num_rows > 1:
+                results[index] = self._advance_beams(logits[row : row + seq.num_rows], seq)
+            else:
+                rows.append(row)
+                single.append(index)
+            row += seq.num_rows
+        if single:
+            chosen = logits if len(rows) == logits.shape[0] else logits[rows]
+            for index, result in zip(single, self._sample_rows(chosen, [sequences[i] for i in single]), strict=True):
+                results[index] = result
+        return results  # type: ignore[return-value]  # every place is filled by now
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, seq: Sequence, logits: torch.Tensor) -> list[TokenLogprobs | None]:
+        first = seq.num_computed_tokens + 1
+        targets = seq.token_ids[first : min(first + logits.shape[0], seq.num_decoder_prompt_tokens)]
+        entries: list[TokenLogprobs | None] = [None] if seq.num_computed_tokens == 0 else []
+        if targets:
+            chosen = torch.tensor(targets, device=logits.device)
+            entries += _token_logprobs(
+                logits[: len(targets)].float(), chosen, [seq.params.prompt_logprobs or 0] * len(targets)
+            )
+        return entries
+
+    def _advance_beams(self, logits: torch.Tensor, seq: Sequence) -> Sampled | Exception:
+        try:
+            if seq.beam_search is None:
+                seq.beam_search = BeamSearch(seq, self._processors(seq) if self._processors else [])
+            if not torch.isfinite(logits.max()):
+                raise NotFiniteError("the model's logits are not finite")
+            seq.beam_search.advance(logits.float())
+        except Exception as error:
+            return error
+        return Sampled(seq.beam_search.result, done=True) if seq.beam_search.is_done else Sampled([])
+
+    def _sample_rows(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | Exception]:
+        raw = logits.float()
+        scores = raw.clone() if any(_changes_scores(seq, self._processors) for seq in sequences) else raw
+        errors: dict[int, Exception] = {}
+        for row, seq in enumerate(sequences):
+            try:
+                self._process(scores, row, seq)
+            except Exception as error:
+                errors[row] = error
+        tokens = _choose(scores, sequences)
+        # One read from the device for everything the step decides.
+        best_is_finite = torch.isfinite(scores.max(dim=-1).values)
+        tokens_list, finite = torch.stack([tokens, best_is_finite.long()]).tolist()
+        wants = [row for row, seq in enumerate(sequences) if seq.params.logprobs is not None]
+        logprobs: dict[int, TokenLogprobs] = {}
+        if wants:
+            entries = _token_logprobs(raw[wants], tokens[wants], [sequences[row].params.logprobs or 0 for row in wants])
+            logprobs = dict(zip(wants, entries, strict=True))
+        results: list[Sampled | Exception] = []
+        for row, seq in enumerate(sequences):
+            if row in errors:
+                results.append(errors[row])
+            elif not finite[row]:
+                results.append(NotFiniteError("the model's logits are not finite"))
+            else:
+                if seq.token_counts is not None:
+                    seq.token_counts[tokens_list[row]] += 1
+                results.append(Sampled([tokens_list[row]], [logprobs[row]] if row in logprobs else None))
+        return results
+
+    def _process(self, scores: torch.Tensor, row: int, seq: Sequence) -> None:
+        """Apply what changes one row's scores, in place."""
+        params = seq.params
+        if self._processors is not None:
+            if seq.processors is None:
+                seq.processors = self._processors(seq)
+            if seq.processors:
+                input_ids = torch.tensor([seq.token_ids], device=scores.device)
+                processed = scores[row : row + 1]
+                for processor in seq.processors:
+                    processed = processor(input_ids, processed)
+                scores[row] = processed[0]
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=scores.device)
+            scores[row, ids] += torch.tensor(list(params.logit_bias.values()), device=scores.device)
+        if params.repetition_penalty != 1.0:
+            # CTRL's penalty (Keskar et al., 2019), over every token the decoder has seen, as in transformers.
+            seen = torch.tensor(sorted(set(seq.token_ids)), device=scores.device)
+            values = scores[row, seen]
+            penalty = params.repetition_penalty
+            scores[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            # OpenAI: logit -= frequency_penalty * count + presence_penalty * [count > 0], generation tokens only.
+            if seq.token_counts is None:
+                seq.token_counts = torch.zeros(scores.shape[-1], device=scores.device)
+                for token_id in seq.generation_ids:
+                    seq.token_counts[token_id] += 1
+            scores[row] -= params.frequency_penalty * seq.token_counts + params.presence_penalty * (
+                seq.token_counts > 0
+            )
+        if params.stop_token_ids and seq.num_generation_tokens < params.min_tokens:
+            scores[row, torch.tensor(sorted(params.stop_token_ids), device=scores.device)] = -torch.inf
+
+
+def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
+    params = seq.params
+    return bool(
+        processors is not None
+        or params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+        or params.min_tokens
+    )
+
+
+def _choose(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Return one token id per row, [rows]; greedy rows pay for an argmax only."""
+    tokens = scores.argmax(dim=-1)
+    sampled = [row for row, seq in enumerate(sequences) if seq.params.temperature > 0]
+    if not sampled:
+        return tokens
+    params = [sequences[row].params for row in sampled]
+    device = scores.device
+
+    def column(values: list[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+
+    scaled = scores[sampled] / column([p.temperature for p in params])
+    # One uniform number per row from the row's own generator: what is drawn never depends on the neighbours.
+    uniform = column([sequences[row].rng.random() for row in sampled], torch.float64)
+    limits = [p.top_k or scores.shape[-1] for p in params]
+    if all(p.top_k == 0 and p.top_p >= 1 and p.min_p <= 0 for p in params):
+        ordered, order = scaled, None
+    elif max(limits) <= TOP_K_WITHOUT_SORT:
+        ordered, order = scaled.topk(min(max(limits), scores.shape[-1]), dim=-1)
+    else:
+        ordered, order = scaled.sort(dim=-1, descending=True)
+    if order is not None:
+        ordered = _filter(ordered, column(limits, torch.long), column([p.top_p for p in params]), column([p.min_p for p in params]))
+    # float64, because a float32 running sum over a large vocabulary never quite reaches 1.
+    cumulative = ordered.softmax(dim=-1).double().cumsum(dim=-1)
+    position = (cumulative <= uniform * cumulative[:, -1:]).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
+    tokens[sampled] = (position if order is None else order.gather(-1, position)).squeeze(-1)
+    return tokens
+
+
+def _filter(ordered: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Mask with -inf what top_k, top_p and min_p ([rows, 1] each) exclude; `ordered` [rows, n] is sorted, best first.
+
+    Each filter sees the distribution that the one before has left, and the best token always stays.
+    """
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    ordered = ordered.masked_fill(rank >= top_k, -torch.inf)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    ordered = ordered.masked_fill((before >= top_p) & (rank > 0), -torch.inf)
+    probabilities = ordered.softmax(dim=-1)
+    return ordered.masked_fill(probabilities < min_p * probabilities[:, :1], -torch.inf)
+
+
+def _token_logprobs(logits: torch.Tensor, chosen: torch.Tensor, num_top: list[int]) -> list[TokenLogprobs]:
+    """Return the logprob of `chosen` [rows] and of the `num_top[row]` best tokens, from `logits` [rows, vocabulary]."""
+    logprobs = logits.log_softmax(dim=-1)
+    own = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).tolist()
+    width = min(max(num_top), logits.shape[-1])
+    values, ids = logprobs.topk(width, dim=-1)
+    return [
+        TokenLogprobs(token_id, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
+        for token_id, logprob, row_ids, row_values, count in zip(
+            chosen.tolist(), own, ids.tolist(), values.tolist(), num_top, strict=True
+        )
+    ]

@@ -1,0 +1,169 @@
+"""Owns the words of the engine: SamplingParams, Sequence, StepOutput, FinishReason. Knows no torch and no scheduling."""
+
+import enum
+import random
+import time
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended. The API shows STOP and LENGTH; a client never sees the other two as a finish reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SequenceStatus(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one sequence is continued; every value is already checked by the caller.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 are off. `max_tokens` counts generation tokens and may be 0
+    (score the prompt only). `logprobs` is the number of alternatives wanted per generation token (0: only the sampled one,
+    None: none at all), `prompt_logprobs` the same for prompt tokens. `choice` numbers the continuations of one prompt, so
+    that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
+    request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no logprobs.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    choice: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probabilities at one position, from the raw float32 logits.
+
+    `top` holds the most likely (token id, logprob) pairs, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one engine step did for one sequence; the last one carries a finish reason.
+
+    `logprobs` runs parallel to `token_ids` when the sequence asked for them. `prompt_logprobs` comes before the first token,
+    in as many pieces as the prompt has chunks: one entry per prompt token in all, None for the first. `error` is set with
+    FinishReason.ERROR.
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: Exception | None = None
+
+
+class Sequence:
+    """One continuation of one prompt, from submit to finish; owned by the engine thread once it is submitted.
+
+    `token_ids` is what the decoder has seen: the prompt and what was generated (causal), or the decoder's start tokens and
+    what was generated (encoder-decoder, whose prompt is in `encoder_ids`). The first `num_computed_tokens` of them are in
+    the runner's cache. `prompt_ids` is always the prompt that the caller sent. Times are `time.monotonic()` seconds.
+    """
+
+    __slots__ = (
+        "arrival_time",
+        "beam_search",
+        "encoder_ids",
+        "error",
+        "finish_reason",
+        "first_scheduled_time",
+        "num_computed_tokens",
+        "num_decoder_prompt_tokens",
+        "params",
+        "processors",
+        "prompt_ids",
+        "rng",
+        "seq_id",
+        "status",
+        "token_counts",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        seq_id: int,
+        prompt_ids: SequenceOf[int],
+        params: SamplingParams,
+        *,
+        decoder_start_ids: SequenceOf[int] | None = None,
+    ) -> None:
+        self.seq_id = seq_id
+        self.prompt_ids = tuple(prompt_ids)
+        self.params = params
+        self.encoder_ids = None if decoder_start_ids is None else self.prompt_ids
+        self.token_ids = list(prompt_ids if decoder_start_ids is None else decoder_start_ids)
+        self.num_decoder_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        # A string seed is hashed whole, so neighbouring seeds and choices give unrelated streams; no seed reads the OS.
+        self.rng = random.Random(None if params.seed is None else f"{params.seed}/{params.choice}")
+        self.arrival_time = time.monotonic()
+        self.first_scheduled_time: float | None = None
+        # Private to the sampler, kept here so that they die with the sequence.
+        self.token_counts: Any = None
+        self.processors: Any = None
+        self.beam_search: Any = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the runner has yet to compute: the prompt at first, then one."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def generation_ids(self) -> list[int]:
+        return self.token_ids[self.num_decoder_prompt_tokens :]
+
+    @property
+    def num_generation_tokens(self) -> int:
+        return len(self.token_ids) - self.num_decoder_prompt_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that this sequence has in a batch."""
+        return self.params.num_beams
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason = reason
+        self.error = error

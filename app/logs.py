@@ -1,0 +1,42 @@
+"""Owns log lines: JSON for machines, short lines for people at a terminal. Knows no requests; never logs a prompt or a token."""
+
+import logging
+import sys
+
+from pythonjsonlogger.json import JsonFormatter
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# Libraries that log request contents or their own access lines.
+_QUIET = ("transformers", "httpx", "httpcore", "asyncio", "litestar", "uvicorn", "filelock")
+
+
+class _TerminalFormatter(logging.Formatter):
+    """`12:00:01 model.ready model=tfoai-demo`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        text = f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()}"
+        text += "".join(f" {key}={value}" for key, value in fields.items() if value is not None)
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send every log line to stderr: readable on a terminal, one JSON object a line elsewhere."""
+    handler = logging.StreamHandler(sys.stderr)
+    if sys.stderr.isatty():
+        handler.setFormatter(_TerminalFormatter())
+    else:
+        handler.setFormatter(
+            JsonFormatter(
+                ["timestamp", "levelname", "name", "message"],
+                rename_fields={"levelname": "level", "name": "logger", "message": "msg", "timestamp": "ts"},
+                timestamp=True,
+            )
+        )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

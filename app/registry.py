@@ -1,0 +1,323 @@
+"""Owns the served models: name -> ServedModel, their loading, admission, draining and readiness. Knows no HTTP.
+
+torch and transformers are imported by the loading thread only, so that the server listens before they are.
+"""
+
+import asyncio
+import enum
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from app.config import Config, ModelSettings
+from app.demo import DEMO_MODELS
+from app.engine.defaults import GenerationDefaults, SamplingRequest
+from app.engine.engine import Engine, EngineDeadError, TokenStream
+from app.engine.sequence import SamplingParams
+from app.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    Draining,
+    EngineDead,
+    InvalidRequest,
+    ModelLoading,
+    ModelNotFound,
+    QueueFull,
+)
+
+if TYPE_CHECKING:
+    from app.text.chat import ChatTemplate
+    from app.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("tfoai.registry")
+
+# What Retry-After says while a model loads or the queue is full, in seconds; openai-python honours up to 120.
+RETRY_LOADING = 5.0
+RETRY_QUEUE = 1.0
+
+
+class ModelState(enum.StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that serves one loaded model."""
+
+    engine: Engine
+    tokenizer: "Tokenizer"
+    chat: "ChatTemplate"
+    defaults: GenerationDefaults
+    is_encoder_decoder: bool
+    num_decoder_start_tokens: int
+    context_length: int
+    vocab_size: int
+    runner: str
+    device: str
+    dtype: str
+
+
+class Loader(Protocol):
+    """Loads one model; runs in the loading thread and may take minutes. Raises ConfigError."""
+
+    def __call__(
+        self, name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]
+    ) -> Loaded: ...
+
+
+class ServedModel:
+    """One entry of MODELS: what it is, how far its loading is, and its admission."""
+
+    def __init__(self, name: str, settings: ModelSettings, max_queue: int) -> None:
+        self.name = name
+        self.settings = settings
+        self.created = int(time.time())
+        self.progress = 0.0
+        self.is_draining = False
+        self.capacity = settings.max_num_seqs + max_queue
+        self.num_admitted = 0
+        self._loaded: Loaded | None = None
+
+    @property
+    def state(self) -> ModelState:
+        if self._loaded is None:
+            return ModelState.LOADING
+        if self._loaded.engine.dead is not None:
+            return ModelState.DEAD
+        return ModelState.DRAINING if self.is_draining else ModelState.READY
+
+    @property
+    def loaded(self) -> Loaded:
+        """What serves this model; raise the reason why nothing can be asked of it now."""
+        if self.is_draining:
+            raise Draining("The server is shutting down. Please send the request to another replica.", retry_after=RETRY_QUEUE)
+        if self._loaded is None:
+            raise ModelLoading(
+                f"The model `{self.name}` is still loading ({self.progress:.0%}). Please try again shortly.",
+                retry_after=RETRY_LOADING,
+            )
+        if self._loaded.engine.dead is not None:
+            raise EngineDead(f"The engine of model `{self.name}` has stopped.", retry_after=RETRY_LOADING)
+        return self._loaded
+
+    @property
+    def loaded_or_none(self) -> Loaded | None:
+        """What serves this model, for those who only look at it."""
+        return self._loaded
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Return a stable name for everything that decides which tokens a seed gives."""
+        loaded = self.loaded
+        parts = [package_version("tfoai"), package_version("torch"), package_version("transformers")]
+        parts += [self.settings.name, loaded.dtype, loaded.device, loaded.runner]
+        return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def set_loaded(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self.progress = 1.0
+
+    def admit(self, num_sequences: int) -> "Admission":
+        """Take slots for all sequences of a request, or none; raise QueueFull.
+
+        Called before any rendering or tokenizing, so that a full server refuses cheaply.
+        """
+        if num_sequences > self.capacity:
+            raise InvalidRequest(
+                f"This request asks for {num_sequences} sequences (prompts x n or best_of); at most {self.capacity} are possible "
+                "(MAX_NUM_SEQS + MAX_QUEUE)."
+            )
+        if self.num_admitted + num_sequences > self.capacity:
+            raise QueueFull(
+                f"The model `{self.name}` is overloaded: {self.num_admitted} of {self.capacity} sequences are in use. "
+                "Please retry.",
+                retry_after=RETRY_QUEUE,
+            )
+        return Admission(self, num_sequences)
+
+    def check_length(self, num_prompt_tokens: int, max_tokens: int, *, what: str) -> None:
+        """Raise ContextLengthExceeded if prompt and completion do not fit.
+
+        A decoder-only model has one context for both; an encoder-decoder model has one for each.
+        """
+        loaded = self.loaded
+        limit = loaded.context_length
+        if loaded.is_encoder_decoder:
+            fits = num_prompt_tokens <= limit and loaded.num_decoder_start_tokens + max_tokens <= limit
+        else:
+            fits = num_prompt_tokens + max_tokens <= limit
+        if not fits:
+            raise ContextLengthExceeded(limit, num_prompt_tokens, max_tokens, what=what, param=what)
+
+    def default_max_tokens(self, num_prompt_tokens: int, *, otherwise: int | None) -> int:
+        """Return max_tokens for a request that names none: the model's default, else `otherwise`, else the rest of the context.
+
+        The default is cut to what fits; only a number that the client sent is refused when it does not.
+        """
+        loaded = self.loaded
+        used = loaded.num_decoder_start_tokens if loaded.is_encoder_decoder else num_prompt_tokens
+        room = max(1, loaded.context_length - used)
+        wanted = loaded.defaults.max_tokens(used)
+        if wanted is None:
+            wanted = otherwise
+        return room if wanted is None else min(wanted, room)
+
+    def resolve(self, request: SamplingRequest, *, max_tokens: int, choice: int = 0) -> SamplingParams:
+        return self.loaded.defaults.resolve(request, max_tokens=max_tokens, choice=choice)
+
+
+class Admission:
+    """Slots held by one request. Each sequence gives its slot back when the engine confirms its end; `close` the unused ones."""
+
+    def __init__(self, model: ServedModel, num_sequences: int) -> None:
+        self._model = model
+        self._unused = num_sequences
+        model.num_admitted += num_sequences
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+        loaded = self._model.loaded
+        if self._unused < 1:
+            raise RuntimeError("more sequences submitted than admitted")
+        try:
+            stream = loaded.engine.submit(prompt_ids, params, on_done=self._return_one)
+        except EngineDeadError as error:
+            raise EngineDead(f"The engine of model `{self._model.name}` has stopped.", retry_after=RETRY_LOADING) from error
+        self._unused -= 1
+        return stream
+
+    def close(self) -> None:
+        self._model.num_admitted -= self._unused
+        self._unused = 0
+
+    def _return_one(self) -> None:
+        self._model.num_admitted -= 1
+
+
+class Registry:
+    """All served models. `start` loads them one after the other in a thread of its own."""
+
+    def __init__(self, config: Config, load: Loader | None = None) -> None:
+        self._load = load or load_model
+        self.models = {
+            name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()
+        }
+        self.is_draining = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_error: Callable[[Exception], None]) -> None:
+        """Begin loading; call on the event loop. `on_error` is called there if a model can not be loaded."""
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._load_all, args=(loop, on_error), name="load", daemon=True)
+        self._thread.start()
+
+    def _load_all(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[Exception], None]) -> None:
+        for model in self.models.values():
+            try:
+                loaded = self._load(model.name, model.settings, _path(model.name), _setter(model))
+            except Exception as error:
+                with _ignore_closed_loop():
+                    loop.call_soon_threadsafe(on_error, error)
+                return
+            model.set_loaded(loaded)
+            logger.info("model.ready", extra={"model": model.name})
+
+    def get(self, name: str) -> ServedModel:
+        """Return a served model, loaded or not; raise ModelNotFound."""
+        model = self.models.get(name)
+        if model is None:
+            raise ModelNotFound(name)
+        return model
+
+    @property
+    def is_ready(self) -> bool:
+        """True when every model can answer. Overload does not count: it would take all replicas out of the Service at once."""
+        return not self.is_draining and all(model.state is ModelState.READY for model in self.models.values())
+
+    @property
+    def has_started(self) -> bool:
+        return all(model.state is not ModelState.LOADING for model in self.models.values())
+
+    @property
+    def is_alive(self) -> bool:
+        return all(model.state is not ModelState.DEAD for model in self.models.values())
+
+    def drain(self) -> None:
+        """Admit nothing more; what runs goes on."""
+        self.is_draining = True
+        for model in self.models.values():
+            model.is_draining = True
+
+    @property
+    def num_admitted(self) -> int:
+        return sum(model.num_admitted for model in self.models.values())
+
+    def stop(self) -> None:
+        for model in self.models.values():
+            if model.loaded_or_none is not None:
+                model.loaded_or_none.engine.stop()
+
+
+def load_model(name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded:
+    """Load tokenizer and model. Imports torch and transformers, which takes seconds."""
+    from app.engine import loader
+    from app.text.chat import ChatTemplate
+    from app.text.tokenizer import load_tokenizer
+
+    # The shipped models go by their own names, wherever the package is installed.
+    source = str(DEMO_MODELS.get(settings.name, settings.name))
+    loaded = loader.load(name, source, settings, path, on_progress)
+    try:
+        tokenizer = load_tokenizer(source, settings.tokenizer_config, msgspec.structs.asdict(settings.decode_config), path)
+    except ConfigError:
+        loaded.engine.stop()
+        raise
+    return Loaded(
+        engine=loaded.engine,
+        tokenizer=tokenizer,
+        chat=ChatTemplate(tokenizer),
+        defaults=loaded.defaults,
+        is_encoder_decoder=loaded.is_encoder_decoder,
+        num_decoder_start_tokens=loaded.num_decoder_start_tokens,
+        context_length=loaded.context_length,
+        vocab_size=loaded.vocab_size,
+        runner=loaded.runner,
+        device=loaded.device,
+        dtype=loaded.dtype,
+    )
+
+
+def _setter(model: ServedModel) -> Callable[[float], None]:
+    def set_progress(share: float) -> None:
+        model.progress = share
+
+    return set_progress
+
+
+def _path(name: str) -> str:
+    return f"MODELS.{name}" if name.replace("-", "").replace("_", "").isalnum() else f'MODELS["{name}"]'
+
+
+@contextmanager
+def _ignore_closed_loop() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:  # the server has gone while a model was loading
+        return
+
+
+def package_version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

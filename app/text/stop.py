@@ -1,0 +1,49 @@
+"""Owns stop strings: text is cut before the first one, and no part of one is ever given out. Knows no tokens."""
+
+from collections.abc import Sequence
+
+
+class StopChecker:
+    """Passes text through until a stop string appears.
+
+    The longest end of the text that could be the start of a stop string is held back until it is decided. When several stop
+    strings are found, the one that starts first wins, so the cut does not depend on how the text was split.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.stopped = False
+
+    def add(self, text: str) -> str:
+        """Return the part of `held back + text` that is safe to give out; after a stop string, nothing more."""
+        if self.stopped:
+            return ""
+        if not self._stop:
+            return text
+        text = self._held + text
+        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
+        hold = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        if found and min(found) <= hold:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)]
+        self._held = text[hold:]
+        return text[:hold]
+
+    def flush(self) -> str:
+        """Return what is held back: the sequence has ended, so it is no stop string, unless a whole one is in it."""
+        text, self._held = self._held, ""
+        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -1,0 +1,83 @@
+"""Owns the transformers tokenizer of one model: encode, decode, single tokens as text and bytes. Knows no chat and no streams."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from app.errors import ConfigError
+
+_BYTE_OF_CHAR = {char: byte for byte, char in bytes_to_unicode().items()}
+
+
+class Tokenizer:
+    """Wraps one tokenizer for use from several threads: nothing here changes its state after construction."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode_config: Mapping[str, Any] | None = None) -> None:
+        self.hf = tokenizer
+        self._decode_config = dict(decode_config or {})
+        self._skip_special_tokens = self._decode_config.pop("skip_special_tokens", True)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._is_byte_level = False
+        if backend is not None:
+            # Set for good, because changing them while another thread encodes is an error in the Rust library.
+            backend.no_truncation()
+            backend.no_padding()
+            self._is_byte_level = _uses_byte_level(backend.decoder)
+        self.vocab_size = len(tokenizer)
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self.token_bytes = lru_cache(maxsize=65536)(self._token_bytes)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a plain prompt, with the special tokens that the model was trained to see around it."""
+        ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ids. Special tokens are left out unless the caller, or DECODE_CONFIG, wants them."""
+        text: str = self.hf.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens and self._skip_special_tokens, **self._decode_config
+        )
+        return text
+
+    def token_string(self, token_id: int) -> str:
+        """Return one token as text; a part of a character as `bytes:\\xe2\\x82`, OpenAI's spelling for it."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        token = self.hf.convert_ids_to_tokens(token_id)
+        if token is None:
+            return b""
+        if token_id in self._special_ids:
+            return str(token).encode()
+        if self._is_byte_level and all(char in _BYTE_OF_CHAR for char in token):
+            return bytes(_BYTE_OF_CHAR[char] for char in token)
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])  # SentencePiece's byte fallback
+        return str(token).replace("\u2581", " ").encode()  # SentencePiece writes a space as U+2581
+
+
+def _uses_byte_level(decoder: Any) -> bool:
+    if decoder is None:
+        return False
+    description = json.loads(decoder.__getstate__())
+    parts = description.get("decoders", [description])
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def load_tokenizer(source: str, tokenizer_config: Mapping[str, Any], decode_config: Mapping[str, Any], path: str) -> Tokenizer:
+    """Load the tokenizer of `source` (a path or hub id); raise ConfigError under the JSON path `path`."""
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(source, **tokenizer_config), decode_config)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{path}.TOKENIZER_CONFIG", f'a tokenizer of "{source}" that can not be loaded ({text})', "a tokenizer that transformers can load"
+        ) from error

@@ -1,0 +1,1 @@
+"""Fakes and tiny models that the tests share."""

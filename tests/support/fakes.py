@@ -1,0 +1,131 @@
+"""A deterministic runner that fails on demand, and a loader that serves it."""
+
+import threading
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import torch
+
+from app.config import ModelSettings, ModelType
+from app.engine.defaults import GenerationDefaults
+from app.engine.engine import EngineThread
+from app.engine.runner import ForwardOutput
+from app.engine.sampler import BatchSampler
+from app.engine.scheduler import ScheduledSequence, Scheduler
+from app.engine.sequence import Sequence
+from app.registry import Loaded
+from app.text.chat import ChatTemplate
+from app.text.tokenizer import Tokenizer
+from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer
+
+
+def ids_of(text: str) -> list[int]:
+    return byte_tokenizer().encode(text)
+
+
+@dataclass
+class FakeRunner:
+    """Says `answer` (a text, then EOS) for every sequence; with `answer` None it counts: token = 3 + length % 200, for ever.
+
+    `raises` maps a predicate on the sequence to an error that `forward` then raises for the whole batch; `nan_for` gives the
+    sequences whose logits are NaN; `gate`, when set to an unset Event, blocks every step until it is set. `num_steps`,
+    `batch_sizes` and `released` record what happened.
+    """
+
+    answer: str | None = None
+    raises: Callable[[Sequence], Exception | None] = lambda seq: None
+    nan_for: Callable[[Sequence], bool] = lambda seq: False
+    gate: threading.Event | None = None
+    supports_chunked_prefill: bool = True
+    vocab_size: int = VOCAB_SIZE
+    name: str = "fake"
+    num_steps: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+
+    def forward(self, batch: SequenceOf[ScheduledSequence]) -> ForwardOutput:
+        if self.gate is not None:
+            self.gate.wait(timeout=30)
+        self.num_steps += 1
+        self.batch_sizes.append(len(batch))
+        for scheduled in batch:
+            error = self.raises(scheduled.seq)
+            if error is not None:
+                raise error
+        rows = []
+        prompt_logits = {}
+        for scheduled in batch:
+            seq = scheduled.seq
+            end = seq.num_computed_tokens + scheduled.num_new_tokens
+            if seq.params.prompt_logprobs is not None and seq.num_generation_tokens == 0:
+                prompt_logits[seq.seq_id] = torch.stack(
+                    [self._logits(seq, position + 1) for position in range(seq.num_computed_tokens, end)]
+                )
+            if scheduled.completes:
+                rows += [self._logits(seq, end)] * seq.num_rows
+        logits = torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+        return ForwardOutput(logits, prompt_logits)
+
+    def release(self, seq_id: int) -> None:
+        self.released.append(seq_id)
+
+    def next_token(self, seq: Sequence, length: int) -> int:
+        if self.answer is None:
+            return 3 + length % 200
+        ids = [*ids_of(self.answer), EOS]
+        return ids[min(max(length - seq.num_decoder_prompt_tokens, 0), len(ids) - 1)]
+
+    def _logits(self, seq: Sequence, length: int) -> torch.Tensor:
+        if self.nan_for(seq):
+            return torch.full((self.vocab_size,), torch.nan)
+        logits = torch.linspace(-1.0, 0.0, self.vocab_size)
+        logits[self.next_token(seq, length)] = 12.0
+        return logits
+
+
+def fake_engine(runner: FakeRunner, *, max_num_seqs: int = 8, max_num_batched_tokens: int = 256) -> EngineThread:
+    scheduler = Scheduler(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        chunked_prefill=runner.supports_chunked_prefill,
+    )
+    return EngineThread(runner, BatchSampler(), scheduler)
+
+
+@dataclass
+class FakeLoader:
+    """A loader for the registry: serves `runner` under every name; `gate` blocks loading until it is set; `error` fails it."""
+
+    runner: FakeRunner = field(default_factory=FakeRunner)
+    gate: threading.Event | None = None
+    error: Exception | None = None
+    context_length: int = 512
+    response_template: dict[str, object] | None = None
+    defaults: GenerationDefaults = field(default_factory=lambda: GenerationDefaults(eos_token_ids=frozenset({EOS})))
+    engines: list[EngineThread] = field(default_factory=list)
+
+    def __call__(self, name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded:
+        on_progress(0.25)
+        if self.gate is not None:
+            self.gate.wait(timeout=30)
+        if self.error is not None:
+            raise self.error
+        hf = byte_tokenizer()
+        hf.response_template = self.response_template
+        tokenizer = Tokenizer(hf)
+        engine = fake_engine(self.runner, max_num_seqs=settings.max_num_seqs)
+        self.engines.append(engine)
+        is_seq2seq = settings.type is ModelType.SEQ2SEQ
+        return Loaded(
+            engine=engine,
+            tokenizer=tokenizer,
+            chat=ChatTemplate(tokenizer),
+            defaults=self.defaults,
+            is_encoder_decoder=is_seq2seq,
+            num_decoder_start_tokens=int(is_seq2seq),
+            context_length=self.context_length,
+            vocab_size=VOCAB_SIZE,
+            runner=self.runner.name,
+            device="cpu",
+            dtype="float32",
+        )
