@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", type=Path, default=Path("config.json"), help=_CONFIG_HELP
-    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", type=Path, default=Path("config.json"), help=_CONFIG_HELP)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     return parser
 
@@ -74,9 +72,7 @@ def _check_parser() -> argparse.ArgumentParser:
         description="Check a configuration file without loading anything. Exit code 0: it can be used; 2: it can not.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", type=Path, default=Path("config.json"), help=_CONFIG_HELP
-    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", type=Path, default=Path("config.json"), help=_CONFIG_HELP)
     return parser
 
 

@@ -27,7 +27,7 @@ _CUT = 80
 _END = r"(?!\n)$"
 _VISIBLE = rf"^[^\s\x00-\x1f\x7f-\x9f]+{_END}"
 _DEVICE_PATTERN = r"cpu|cuda(:[0-9]+)?|mps|xpu(:[0-9]+)?"
-DTYPE_ALIASES = dict(half="float16", float="float32", double="float64", short="int16", int="int32", long="int64")
+DTYPE_ALIASES = {"half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64"}
 DTYPES = (
     *(
         "float16",
@@ -213,9 +213,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             "an object or null",
         ),
     ] = DecodeConfig()
-    max_num_seqs: Annotated[
-        int, _whole("Sequences that run at the same time; the others wait for their turn.", 1, 4096)
-    ] = 32
+    max_num_seqs: Annotated[int, _whole("Sequences that run at the same time; the others wait for their turn.", 1, 4096)] = 32
     max_model_len: Annotated[
         _Limit | None,
         _doc(
@@ -241,12 +239,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rena
         Annotated[tuple[BearerToken, ...], Meta(min_length=1)] | None,
         _doc("Tokens that clients may send; absent or null: no authorization.", "a list of tokens or null"),
     ] = None
-    metrics: Annotated[
-        bool, _doc("Serve /metrics and /v1/metrics; 1 and 0 mean true and false.", "true, false, 1 or 0")
-    ] = True
-    max_queue: Annotated[int, _whole("Sequences that may wait for one model; more are refused with status 429.", 1)] = (
-        128
-    )
+    metrics: Annotated[bool, _doc("Serve /metrics and /v1/metrics; 1 and 0 mean true and false.", "true, false, 1 or 0")] = True
+    max_queue: Annotated[int, _whole("Sequences that may wait for one model; more are refused with status 429.", 1)] = 128
     max_body_bytes: Annotated[
         int, _whole("Largest body of a request in bytes; a larger one is refused with status 413.", 1024)
     ] = 2 * 1024 * 1024
@@ -284,9 +278,7 @@ def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(
-            "", "no such file", "a configuration file; config.example.json is one to start from"
-        ) from None
+        raise ConfigError("", "no such file", "a configuration file; config.example.json is one to start from") from None
     except IsADirectoryError:
         raise ConfigError("", "a directory", "a configuration file") from None
     except (OSError, ValueError) as error:

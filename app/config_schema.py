@@ -35,9 +35,7 @@ def config_json_schema() -> Schema:
     keys = top["properties"]
     keys["METRICS"] |= {"type": ["boolean", "integer"], "enum": [True, False, 0, 1]}
     # "Not all of them are disabled", which also refuses an object without models.
-    keys["MODELS"]["not"] = {
-        "additionalProperties": {"properties": {"ENABLED": {"const": False}}, "required": ["ENABLED"]}
-    }
+    keys["MODELS"]["not"] = {"additionalProperties": {"properties": {"ENABLED": {"const": False}}, "required": ["ENABLED"]}}
     keys["$schema"] = {"type": "string", "description": "Address of this schema, for editors."}
 
     by_key = model["properties"]

@@ -1,21 +1,21 @@
 """The exception tree; each error knows how to tell its user what happened. Knows nothing of HTTP frameworks or torch.
 
-    TfoaiError
-    ├── ConfigError                     start-up stops with exit code 2 and one line
-    └── RequestError                    one request fails, as an OpenAI error object
-        ├── InvalidRequest              400  malformed, out of range, contradictory
-        │   ├── UnknownParameter        400  a name the API does not have
-        │   ├── UnsupportedParameter    400  a name the API has and this server or model can not honour
-        │   └── ContextLengthExceeded   400  prompt + max_tokens do not fit the model
-        ├── Unauthorized                401  missing or wrong bearer token
-        ├── NotFound                    404  unknown URL
-        │   └── ModelNotFound           404  unknown served name
-        ├── QueueFull                   429  admission refused; the client should come back
-        ├── EngineError                 500  the engine failed this sequence
-        └── Unavailable                 503  nothing can be served now
-            ├── ModelLoading            503  come back when the model is loaded
-            ├── Draining                503  the server is going down
-            └── EngineDead              503  the model's engine has stopped
+TfoaiError
+├── ConfigError                     start-up stops with exit code 2 and one line
+└── RequestError                    one request fails, as an OpenAI error object
+    ├── InvalidRequest              400  malformed, out of range, contradictory
+    │   ├── UnknownParameter        400  a name the API does not have
+    │   ├── UnsupportedParameter    400  a name the API has and this server or model can not honour
+    │   └── ContextLengthExceeded   400  prompt + max_tokens do not fit the model
+    ├── Unauthorized                401  missing or wrong bearer token
+    ├── NotFound                    404  unknown URL
+    │   └── ModelNotFound           404  unknown served name
+    ├── QueueFull                   429  admission refused; the client should come back
+    ├── EngineError                 500  the engine failed this sequence
+    └── Unavailable                 503  nothing can be served now
+        ├── ModelLoading            503  come back when the model is loaded
+        ├── Draining                503  the server is going down
+        └── EngineDead              503  the model's engine has stopped
 """
 
 from typing import Any, ClassVar

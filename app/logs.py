@@ -1,4 +1,4 @@
-"""Owns log lines: JSON for machines, short lines for people at a terminal. Knows no requests; never logs a prompt or a token."""
+"""Owns log lines: JSON for machines, short lines for people at a terminal. Knows no requests; logs no prompt and no token."""
 
 import logging
 import sys

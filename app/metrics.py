@@ -1,4 +1,4 @@
-"""Owns every metric, once: names, units, buckets, labels. Knows the registry's snapshots only through the collector it is given.
+"""Owns every metric, once: names, units, buckets, labels. Knows engines only through the samples it is given.
 
 Names and buckets follow Prometheus' rules and OpenTelemetry's GenAI advice; the label `model` is a served name and so bounded.
 """
@@ -6,7 +6,17 @@ Names and buckets follow Prometheus' rules and OpenTelemetry's GenAI advice; the
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Gauge, Histogram, PlatformCollector, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,7 +26,7 @@ _DURATION = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 4
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 # A `_created` series beside every counter doubles the scrape and no dashboard reads it.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,7 +48,10 @@ class Metrics:
             return Histogram(f"tfoai_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self.build_info = Gauge(
-            "tfoai_build_info", "1, with the versions as labels", ("version", "python", "torch", "transformers"), registry=self.registry
+            "tfoai_build_info",
+            "1, with the versions as labels",
+            ("version", "python", "torch", "transformers"),
+            registry=self.registry,
         )
         self.requests = counter("requests", "Sequences that ended, by reason", "model", "operation", "finish_reason")
         self.rejected = counter("requests_rejected", "Requests refused before the engine saw them", "model", "reason")
@@ -70,7 +83,9 @@ class Metrics:
 class ModelSample:
     """What one served model shows at a scrape; numbers are None until its engine runs."""
 
-    def __init__(self, model: str, states: dict[str, bool], info: dict[str, str] | None, numbers: dict[str, float] | None) -> None:
+    def __init__(
+        self, model: str, states: dict[str, bool], info: dict[str, str] | None, numbers: dict[str, float] | None
+    ) -> None:
         self.model = model
         self.states = states
         self.info = info

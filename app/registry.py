@@ -1,7 +1,4 @@
-"""Owns the served models: name -> ServedModel, their loading, admission, draining and readiness. Knows no HTTP.
-
-torch and transformers are imported by the loading thread only, so that the server listens before they are.
-"""
+"""Owns the served models: name -> ServedModel, their state, admission and draining. Knows no HTTP and no torch."""
 
 import asyncio
 import enum
@@ -11,19 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Protocol
-
-import msgspec
 
 from app.config import Config, ModelSettings
-from app.demo import DEMO_MODELS
-from app.engine.defaults import GenerationDefaults, SamplingRequest
-from app.engine.engine import Engine, EngineDeadError, TokenStream
+from app.engine.defaults import SamplingRequest
+from app.engine.engine import EngineDeadError
 from app.engine.sequence import SamplingParams
+from app.engine.stream import TokenStream
 from app.errors import (
-    ConfigError,
     ContextLengthExceeded,
     Draining,
     EngineDead,
@@ -32,10 +23,7 @@ from app.errors import (
     ModelNotFound,
     QueueFull,
 )
-
-if TYPE_CHECKING:
-    from app.text.chat import ChatTemplate
-    from app.text.tokenizer import Tokenizer
+from app.loading import Loaded, Loader, load_model, package_version
 
 logger = logging.getLogger("tfoai.registry")
 
@@ -49,31 +37,6 @@ class ModelState(enum.StrEnum):
     READY = "ready"
     DRAINING = "draining"
     DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Everything that serves one loaded model."""
-
-    engine: Engine
-    tokenizer: "Tokenizer"
-    chat: "ChatTemplate"
-    defaults: GenerationDefaults
-    is_encoder_decoder: bool
-    num_decoder_start_tokens: int
-    context_length: int
-    vocab_size: int
-    runner: str
-    device: str
-    dtype: str
-
-
-class Loader(Protocol):
-    """Loads one model; runs in the loading thread and may take minutes. Raises ConfigError."""
-
-    def __call__(
-        self, name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]
-    ) -> Loaded: ...
 
 
 class ServedModel:
@@ -135,8 +98,8 @@ class ServedModel:
         """
         if num_sequences > self.capacity:
             raise InvalidRequest(
-                f"This request asks for {num_sequences} sequences (prompts x n or best_of); at most {self.capacity} are possible "
-                "(MAX_NUM_SEQS + MAX_QUEUE)."
+                f"This request asks for {num_sequences} sequences (prompts x n or best_of); "
+                f"at most {self.capacity} are possible (MAX_NUM_SEQS + MAX_QUEUE)."
             )
         if self.num_admitted + num_sequences > self.capacity:
             raise QueueFull(
@@ -178,7 +141,7 @@ class ServedModel:
 
 
 class Admission:
-    """Slots held by one request. Each sequence gives its slot back when the engine confirms its end; `close` the unused ones."""
+    """Slots held by one request. A sequence gives its slot back when the engine confirms its end; `close` the unused ones."""
 
     def __init__(self, model: ServedModel, num_sequences: int) -> None:
         self._model = model
@@ -209,9 +172,7 @@ class Registry:
 
     def __init__(self, config: Config, load: Loader | None = None) -> None:
         self._load = load or load_model
-        self.models = {
-            name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()
-        }
+        self.models = {name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()}
         self.is_draining = False
         self._thread: threading.Thread | None = None
 
@@ -268,35 +229,6 @@ class Registry:
                 model.loaded_or_none.engine.stop()
 
 
-def load_model(name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded:
-    """Load tokenizer and model. Imports torch and transformers, which takes seconds."""
-    from app.engine import loader
-    from app.text.chat import ChatTemplate
-    from app.text.tokenizer import load_tokenizer
-
-    # The shipped models go by their own names, wherever the package is installed.
-    source = str(DEMO_MODELS.get(settings.name, settings.name))
-    loaded = loader.load(name, source, settings, path, on_progress)
-    try:
-        tokenizer = load_tokenizer(source, settings.tokenizer_config, msgspec.structs.asdict(settings.decode_config), path)
-    except ConfigError:
-        loaded.engine.stop()
-        raise
-    return Loaded(
-        engine=loaded.engine,
-        tokenizer=tokenizer,
-        chat=ChatTemplate(tokenizer),
-        defaults=loaded.defaults,
-        is_encoder_decoder=loaded.is_encoder_decoder,
-        num_decoder_start_tokens=loaded.num_decoder_start_tokens,
-        context_length=loaded.context_length,
-        vocab_size=loaded.vocab_size,
-        runner=loaded.runner,
-        device=loaded.device,
-        dtype=loaded.dtype,
-    )
-
-
 def _setter(model: ServedModel) -> Callable[[float], None]:
     def set_progress(share: float) -> None:
         model.progress = share
@@ -314,10 +246,3 @@ def _ignore_closed_loop() -> Iterator[None]:
         yield
     except RuntimeError:  # the server has gone while a model was loading
         return
-
-
-def package_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"

@@ -14,9 +14,10 @@ import uvicorn
 from app.api.app import create_app
 from app.config import Config
 from app.errors import ConfigError
+from app.loading import package_version
 from app.logs import setup_logging
 from app.metrics import Metrics
-from app.registry import Registry, package_version
+from app.registry import Registry
 
 logger = logging.getLogger("tfoai.server")
 

@@ -18,8 +18,9 @@ from app.api.openapi import assets_router, openapi_config
 from app.api.requests import ClientDisconnected
 from app.config import Config
 from app.errors import Draining, InvalidRequest, NotFound, RequestError
+from app.loading import package_version
 from app.metrics import Metrics, ModelSample
-from app.registry import ModelState, Registry, package_version
+from app.registry import ModelState, Registry
 
 logger = logging.getLogger("tfoai.api")
 
@@ -122,4 +123,3 @@ def _samples(registry: Registry) -> Iterable[ModelSample]:
                 "last_step_time": time.time() - (time.monotonic() - snapshot.last_step_time),
             }
         yield ModelSample(model.name, {str(one): one is state for one in ModelState}, info, numbers)
-

@@ -31,7 +31,6 @@ from app.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-
 from app.engine.sequence import FinishReason
 from app.text.output import TextDelta, TokenText
 
@@ -96,9 +95,7 @@ class _Answer:
             parser = loaded.chat.parser(ids, self._tools)
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
-            self._generation.submit(
-                prompt, params, stop=body.stop_texts, keep_special_tokens=parser.needs_special_tokens
-            )
+            self._generation.submit(prompt, params, stop=body.stop_texts, keep_special_tokens=parser.needs_special_tokens)
 
     async def whole(self) -> ChatCompletion:
         async for candidate, delta in self._generation.deltas():
@@ -135,9 +132,7 @@ class _Answer:
                 called = CalledToolDelta(index, call.id, call.function)
                 yield self._chunk(candidate.index, ChoiceDelta(tool_calls=[called]), **more)
             if candidate.finish_reason is not None:
-                yield self._chunk(
-                    candidate.index, ChoiceDelta(), finish_reason=self._finish_reason(candidate), **more
-                )
+                yield self._chunk(candidate.index, ChoiceDelta(), finish_reason=self._finish_reason(candidate), **more)
         if include_usage:
             yield self._empty_chunk(usage=self._generation.usage())
 

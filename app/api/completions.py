@@ -56,9 +56,7 @@ async def _complete(request: Request[Any, Any, Any], context: Context, body: Com
     prompts = body.prompts
     generation = context.begin(request.scope, body.model, len(prompts) * body.num_candidates, "text_completion")
     answer = _Answer(body, generation)
-    return await respond(
-        request, _submit(generation, body, prompts), answer.chunks() if body.stream else answer.whole()
-    )
+    return await respond(request, _submit(generation, body, prompts), answer.chunks() if body.stream else answer.whole())
 
 
 async def _submit(generation: Generation, body: CompletionRequest, prompts: list[str | list[int]]) -> None:
@@ -230,5 +228,3 @@ def _add(logprobs: CompletionLogprobs, token: TokenText, offset: int) -> None:
 
 def _finish_reason(candidate: Candidate) -> Any:
     return None if candidate.finish_reason is None else candidate.finish_reason.value
-
-

@@ -53,7 +53,13 @@ class Context:
         return generation
 
     def _admit(self, model: ServedModel, num_sequences: int) -> Admission:
-        reasons = {Draining: "draining", ModelLoading: "loading", EngineDead: "dead", QueueFull: "queue_full", InvalidRequest: "invalid"}
+        reasons = {
+            Draining: "draining",
+            ModelLoading: "loading",
+            EngineDead: "dead",
+            QueueFull: "queue_full",
+            InvalidRequest: "invalid",
+        }
         try:
             _ = model.loaded
             return model.admit(num_sequences)

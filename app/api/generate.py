@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from app.api.schemas.common import Usage
-from app.engine.engine import TokenStream
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
+from app.engine.stream import TokenStream
 from app.errors import EngineError, Unavailable
 from app.metrics import Metrics
 from app.registry import Admission, ServedModel

@@ -24,9 +24,7 @@ async def get_model(context: Context, model_name: str) -> Any:
 
 @get("/v1/engines", operation_class=documented("List the served models (legacy)", None, EngineList))
 async def list_engines(context: Context) -> Any:
-    return EngineList(
-        [EngineObject(model.name, model.state is ModelState.READY) for model in context.registry.models.values()]
-    )
+    return EngineList([EngineObject(model.name, model.state is ModelState.READY) for model in context.registry.models.values()])
 
 
 def _model_object(model: ServedModel) -> ModelObject:

@@ -20,8 +20,16 @@ from app.api.schemas.completions import Completion, CompletionRequest
 
 _REF = "#/components/schemas/{name}"
 _STRUCTS: list[type[msgspec.Struct]] = [
-    ChatCompletion, ChatCompletionChunk, ChatRequest, Completion, CompletionRequest, EngineList, ErrorResponse, ModelList, ModelObject,
-]  # fmt: skip
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    EngineList,
+    ErrorResponse,
+    ModelList,
+    ModelObject,
+]
 _ASSETS = "/docs/assets"
 
 _ERRORS = {
@@ -59,9 +67,7 @@ def _ref(struct: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": _REF.format(name=struct.__name__)}
 
 
-def _responses(
-    request: type[msgspec.Struct] | None, response: type[msgspec.Struct] | None, streams: bool
-) -> dict[str, Any]:
+def _responses(request: type[msgspec.Struct] | None, response: type[msgspec.Struct] | None, streams: bool) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "Success"}
     if response is not None:
         good["content"] = {"application/json": {"schema": _ref(response)}}
@@ -97,7 +103,7 @@ def openapi_config(version: str) -> OpenAPIConfig:
                 js_url=f"{_ASSETS}/swagger-ui-bundle.js",
                 css_url=f"{_ASSETS}/swagger-ui.css",
                 standalone_preset_js_url=f"{_ASSETS}/swagger-ui-standalone-preset.js",
-            )
+            ),
         ],
     )
 

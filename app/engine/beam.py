@@ -97,4 +97,5 @@ class BeamSearch:
         if params.early_stopping is True:
             return True
         best_length = params.max_tokens if params.early_stopping == "never" and params.length_penalty > 0 else length
-        return self._running[0].score / best_length**params.length_penalty <= self._finished[-1].score
+        best_possible: float = self._running[0].score / best_length**params.length_penalty
+        return best_possible <= self._finished[-1].score

@@ -1,4 +1,4 @@
-"""Owns the engine's thread: inbox -> step -> outbox, and the TokenStream at its end. Knows no torch, no text, no HTTP."""
+"""Owns the engine's thread: inbox -> step -> outbox. Knows no torch, no text, no HTTP."""
 
 import asyncio
 import itertools
@@ -6,13 +6,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
+from app.engine.stream import TokenStream
 
 logger = logging.getLogger("tfoai.engine")
 
@@ -36,73 +38,6 @@ class EngineSnapshot:
     num_generation_tokens: int
     num_step_errors: int
     last_step_time: float
-
-
-class TokenStream:
-    """The tokens of one sequence, as an async iterator of StepOutput that ends after the one with a finish reason.
-
-    It belongs to the event loop it was made on. Outputs that arrive while nobody reads are merged, so a slow reader costs
-    memory for its tokens only. `close()` is idempotent and aborts a sequence that still runs; `on_done` is called once, on
-    the loop, when the engine has confirmed the end: only then are its resources free.
-    """
-
-    def __init__(self, engine: "Engine", seq_id: int, on_done: Callable[[], None] | None = None) -> None:
-        self.seq_id = seq_id
-        self.loop = asyncio.get_running_loop()
-        self._engine = engine
-        self._on_done = on_done
-        self._pending: StepOutput | None = None
-        self._arrived = asyncio.Event()
-        self._delivered_last = False
-        self._closed = False
-        self.is_done = False
-
-    def put(self, output: StepOutput) -> None:
-        """Take one output from the engine; runs on the loop."""
-        if self.is_done:
-            return
-        if output.finish_reason is not None:
-            self.is_done = True
-            if self._on_done is not None:
-                self._on_done()
-        if self._closed:
-            return
-        self._pending = output if self._pending is None else _merge(self._pending, output)
-        self._arrived.set()
-
-    def __aiter__(self) -> "TokenStream":
-        return self
-
-    async def __anext__(self) -> StepOutput:
-        if self._delivered_last or self._closed:
-            raise StopAsyncIteration
-        await self._arrived.wait()
-        self._arrived.clear()
-        output, self._pending = self._pending, None
-        if output is None:
-            raise StopAsyncIteration
-        self._delivered_last = output.finish_reason is not None
-        return output
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._pending = None
-        self._arrived.set()
-        if not self.is_done:
-            self._engine.abort(self.seq_id)
-
-
-def _merge(first: StepOutput, second: StepOutput) -> StepOutput:
-    first.token_ids += second.token_ids
-    if second.logprobs is not None:
-        first.logprobs = (first.logprobs or []) + second.logprobs
-    if second.prompt_logprobs is not None:
-        first.prompt_logprobs = (first.prompt_logprobs or []) + second.prompt_logprobs
-    first.finish_reason = second.finish_reason
-    first.error = second.error
-    return first
 
 
 class Engine(Protocol):
@@ -186,7 +121,7 @@ class EngineThread:
         if self._dead is not None:
             raise EngineDeadError(str(self._dead)) from self._dead
         seq = Sequence(next(self._ids), prompt_ids, params, decoder_start_ids=self._decoder_start_ids)
-        stream = TokenStream(self, seq.seq_id, on_done)
+        stream = TokenStream(self.abort, seq.seq_id, on_done)
         self._inbox.put(_Submit(seq, stream))
         if self._dead is not None:  # it died between the check and the put: nobody will read the inbox
             self._fail_inbox()
@@ -258,9 +193,7 @@ class EngineThread:
         self._num_steps += 1
         self._last_step_time = time.monotonic()
 
-    def _forward(
-        self, batch: list[ScheduledSequence]
-    ) -> list[tuple[list[ScheduledSequence], ForwardOutput | Exception]]:
+    def _forward(self, batch: list[ScheduledSequence]) -> list[tuple[list[ScheduledSequence], ForwardOutput | Exception]]:
         """Run the batch; after an error run its halves, down to the one sequence that raises by itself.
 
         So one bad sequence costs the others a few repeated steps, never their answer. A batch of one is tried twice, because

@@ -3,7 +3,7 @@ processors, which are refused by name. Knows no requests."""
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -14,9 +14,12 @@ from app.errors import ConfigError
 
 # Options that the engine itself honours.
 _OURS = frozenset(
-    "max_length max_new_tokens min_new_tokens do_sample temperature top_k top_p min_p repetition_penalty num_beams length_penalty "
-    "early_stopping eos_token_id bos_token_id pad_token_id decoder_start_token_id".split()
-)
+    {
+        "bos_token_id", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id", "length_penalty", "max_length",
+        "max_new_tokens", "min_new_tokens", "min_p", "num_beams", "pad_token_id", "repetition_penalty", "temperature", "top_k",
+        "top_p",
+    }
+)  # fmt: skip
 # Options that run through transformers' logits processors, per sequence, with the values at which they do nothing.
 _PROCESSORS: dict[str, tuple[Any, ...]] = {
     "min_length": (0,),
@@ -128,7 +131,8 @@ class ProcessorFactory:
     """
 
     def __init__(self, model: PreTrainedModel, config: GenerationConfig) -> None:
-        self._model = model
+        # Any, because the helpers that generate() is made of have no annotations to check against.
+        self._model = cast(Any, model)
         self._config = config
         self.needed = any(_is_set(config, name, neutral) for name, neutral in _PROCESSORS.items())
 

@@ -51,9 +51,7 @@ class LoadedModel:
     dtype: str
 
 
-def load(
-    name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]
-) -> LoadedModel:
+def load(name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> LoadedModel:
     """Load `source` (a path or hub id) for the served name; raise ConfigError naming the place under `path`."""
     device = _device(settings, path)
     start = time.monotonic()
@@ -61,6 +59,7 @@ def load(
     with ProgressHook(name, on_progress):
         model = _from_pretrained(source, settings, path, device)
     model.eval()
+    embeddings: Any = model.get_input_embeddings()
     generation_config = merged_generation_config(model, settings.generate_config, f"{path}.GENERATE_CONFIG")
     defaults = generation_defaults(generation_config)
     start_ids = decoder_start_ids(model, generation_config, f"{path}.GENERATE_CONFIG")
@@ -96,7 +95,7 @@ def load(
         is_encoder_decoder=start_ids is not None,
         num_decoder_start_tokens=len(start_ids or []),
         context_length=_context_length(model, settings.max_model_len, path),
-        vocab_size=model.get_input_embeddings().num_embeddings,
+        vocab_size=embeddings.weight.shape[0],
         runner=runner.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -132,14 +131,17 @@ def _from_pretrained(source: str, settings: ModelSettings, path: str, device: st
     auto_class = AutoModelForSeq2SeqLM if settings.type is ModelType.SEQ2SEQ else AutoModelForCausalLM
     arguments = _model_arguments(settings.model_config)
     try:
-        model = auto_class.from_pretrained(source, **arguments)
+        model: Any = auto_class.from_pretrained(source, **arguments)
         _check_type(model, settings, path)
-        return model if device is None else model.to(device)  # type: ignore[no-any-return]
+        placed: PreTrainedModel = model if device is None else model.to(device)
+        return placed
     except ConfigError:
         raise
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{path}.MODEL_DEVICE", f"too little memory on {device} ({error})", "a smaller model, a smaller dtype or more devices"
+            f"{path}.MODEL_DEVICE",
+            f"too little memory on {device} ({error})",
+            "a smaller model, a smaller dtype or more devices",
         ) from error
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise _load_error(source, settings, path, error) from error
@@ -169,7 +171,9 @@ def _load_error(source: str, settings: ModelSettings, path: str, error: Exceptio
     short = text if len(text) <= 300 else text[:300] + "..."
     if "Unrecognized configuration class" in text:
         kind = "encoder-decoder" if settings.type is ModelType.SEQ2SEQ else "decoder-only"
-        return ConfigError(f"{path}.TYPE", f'"{settings.type}" for "{settings.name}", which is no {kind} model', "the other TYPE")
+        return ConfigError(
+            f"{path}.TYPE", f'"{settings.type}" for "{settings.name}", which is no {kind} model', "the other TYPE"
+        )
     if "safetensors" in text and "use_safetensors" not in settings.model_config:
         return ConfigError(
             f"{path}.NAME",
@@ -177,7 +181,9 @@ def _load_error(source: str, settings: ModelSettings, path: str, error: Exceptio
             "safetensors weights, or MODEL_CONFIG.use_safetensors false to read pickled ones",
         )
     if isinstance(error, TypeError) and "unexpected keyword argument" in text:
-        return ConfigError(f"{path}.MODEL_CONFIG", f"an argument that the model refuses ({short})", "arguments of from_pretrained")
+        return ConfigError(
+            f"{path}.MODEL_CONFIG", f"an argument that the model refuses ({short})", "arguments of from_pretrained"
+        )
     return ConfigError(
         f"{path}.NAME",
         f'"{settings.name}", which can not be loaded ({type(error).__name__}: {short})',
@@ -191,4 +197,3 @@ def _context_length(model: PreTrainedModel, wanted: int | None, path: str) -> in
     if wanted is not None and own is not None and wanted > own:
         raise ConfigError(f"{path}.MAX_MODEL_LEN", str(wanted), f"at most {own}, the model's own limit")
     return wanted or own or FALLBACK_CONTEXT_LENGTH
-

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from tqdm import tqdm
 from transformers.utils.logging import set_tqdm_hook
 
@@ -44,7 +44,7 @@ class ProgressHook:
     def _make_bar(self, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hook = self
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):  # type: ignore[misc]  # tqdm has no annotations
             def display(self, msg: str | None = None, pos: int | None = None) -> bool:
                 if self.total:
                     hook._report(self.n / self.total)

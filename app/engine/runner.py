@@ -49,7 +49,7 @@ class Sampled:
 
 
 class Sampler(Protocol):
-    """Turns logits into tokens, one result per sequence; a sequence that can not be sampled gets its error, the others go on."""
+    """Turns logits into tokens, one result per sequence; one that can not be sampled gets its error, the others go on."""
 
     def sample(self, logits: "torch.Tensor", sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]: ...
 

@@ -1,17 +1,19 @@
-"""Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model and no scheduling.
+"""Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model, no schedule.
 
 Order of operations, as in transformers' `generate`: the model's own logits processors, logit_bias, penalties, min_tokens,
 temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
 """
 
-from collections.abc import Callable, Sequence as SequenceOf
+import enum
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import torch
 
 from app.engine.beam import BeamSearch
 from app.engine.runner import Sampled
-from app.engine.sequence import Sequence, TokenLogprobs
+from app.engine.sequence import SamplingParams, Sequence, TokenLogprobs
 
 # Rows that keep few candidates are filtered in a top-k list of this length at most; the others need a sort of the vocabulary.
 TOP_K_WITHOUT_SORT = 256
@@ -61,9 +63,7 @@ class BatchSampler:
         entries: list[TokenLogprobs | None] = [None] if seq.num_computed_tokens == 0 else []
         if targets:
             chosen = torch.tensor(targets, device=logits.device)
-            entries += _token_logprobs(
-                logits[: len(targets)].float(), chosen, [seq.params.prompt_logprobs or 0] * len(targets)
-            )
+            entries += _token_logprobs(logits[: len(targets)].float(), chosen, [seq.params.prompt_logprobs or 0] * len(targets))
         return entries
 
     def _advance_beams(self, logits: torch.Tensor, seq: Sequence) -> Sampled | Exception:
@@ -134,9 +134,7 @@ class BatchSampler:
                 seq.token_counts = torch.zeros(scores.shape[-1], device=scores.device)
                 for token_id in seq.generation_ids:
                     seq.token_counts[token_id] += 1
-            scores[row] -= params.frequency_penalty * seq.token_counts + params.presence_penalty * (
-                seq.token_counts > 0
-            )
+            scores[row] -= params.frequency_penalty * seq.token_counts + params.presence_penalty * (seq.token_counts > 0)
         if params.stop_token_ids and seq.num_generation_tokens < params.min_tokens:
             scores[row, torch.tensor(sorted(params.stop_token_ids), device=scores.device)] = -torch.inf
 
@@ -154,34 +152,57 @@ def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
 
 
 def _choose(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """Return one token id per row, [rows]; greedy rows pay for an argmax only."""
+    """Return one token id per row, [rows]; greedy rows pay for an argmax only.
+
+    Which way a row is sampled depends on its own parameters alone, so that its result never depends on its neighbours.
+    """
     tokens = scores.argmax(dim=-1)
-    sampled = [row for row, seq in enumerate(sequences) if seq.params.temperature > 0]
-    if not sampled:
-        return tokens
-    params = [sequences[row].params for row in sampled]
-    device = scores.device
+    groups: dict[_Method, list[int]] = {}
+    for row, seq in enumerate(sequences):
+        if seq.params.temperature > 0:
+            groups.setdefault(_method(seq.params), []).append(row)
+    for method, rows in groups.items():
+        tokens[rows] = _draw(scores[rows], [sequences[row] for row in rows], method)
+    return tokens
+
+
+class _Method(enum.Enum):
+    PLAIN = enum.auto()
+    """The whole distribution, in the vocabulary's order."""
+    TOP_K = enum.auto()
+    """A list of the TOP_K_WITHOUT_SORT best tokens holds all that can be drawn."""
+    SORT = enum.auto()
+    """top_p or min_p over the whole vocabulary."""
+
+
+def _method(params: SamplingParams) -> _Method:
+    if params.top_k == 0 and params.top_p >= 1 and params.min_p <= 0:
+        return _Method.PLAIN
+    return _Method.TOP_K if 0 < params.top_k <= TOP_K_WITHOUT_SORT else _Method.SORT
+
+
+def _draw(scores: torch.Tensor, sequences: list[Sequence], method: _Method) -> torch.Tensor:
+    """Draw one token id per row of `scores` [rows, vocabulary], by inverting the cumulative distribution."""
+    params = [seq.params for seq in sequences]
+    vocab_size = scores.shape[-1]
 
     def column(values: list[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+        return torch.tensor(values, dtype=dtype, device=scores.device).unsqueeze(-1)
 
-    scaled = scores[sampled] / column([p.temperature for p in params])
-    # One uniform number per row from the row's own generator: what is drawn never depends on the neighbours.
-    uniform = column([sequences[row].rng.random() for row in sampled], torch.float64)
-    limits = [p.top_k or scores.shape[-1] for p in params]
-    if all(p.top_k == 0 and p.top_p >= 1 and p.min_p <= 0 for p in params):
-        ordered, order = scaled, None
-    elif max(limits) <= TOP_K_WITHOUT_SORT:
-        ordered, order = scaled.topk(min(max(limits), scores.shape[-1]), dim=-1)
-    else:
-        ordered, order = scaled.sort(dim=-1, descending=True)
+    ordered, order = scores / column([p.temperature for p in params]), None
+    if method is _Method.TOP_K:
+        ordered, order = ordered.topk(min(TOP_K_WITHOUT_SORT, vocab_size), dim=-1)
+    elif method is _Method.SORT:
+        ordered, order = ordered.sort(dim=-1, descending=True)
     if order is not None:
-        ordered = _filter(ordered, column(limits, torch.long), column([p.top_p for p in params]), column([p.min_p for p in params]))
-    # float64, because a float32 running sum over a large vocabulary never quite reaches 1.
+        top_k = column([p.top_k or vocab_size for p in params], torch.long)
+        ordered = _filter(ordered, top_k, column([p.top_p for p in params]), column([p.min_p for p in params]))
+    # One uniform number per row from the row's own generator, and float64, because a float32 running sum over a large
+    # vocabulary never quite reaches 1.
+    uniform = column([seq.rng.random() for seq in sequences], torch.float64)
     cumulative = ordered.softmax(dim=-1).double().cumsum(dim=-1)
     position = (cumulative <= uniform * cumulative[:, -1:]).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
-    tokens[sampled] = (position if order is None else order.gather(-1, position)).squeeze(-1)
-    return tokens
+    return (position if order is None else order.gather(-1, position)).squeeze(-1)
 
 
 def _filter(ordered: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 import enum
 import random
 import time
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ class SamplingParams:
     (score the prompt only). `logprobs` is the number of alternatives wanted per generation token (0: only the sampled one,
     None: none at all), `prompt_logprobs` the same for prompt tokens. `choice` numbers the continuations of one prompt, so
     that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
-    request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no logprobs.
+    request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
+    logprobs.
     """
 
     max_tokens: int

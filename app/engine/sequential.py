@@ -8,7 +8,7 @@ only module that calls transformers' private generation helpers for preparing in
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -36,11 +36,12 @@ class SequentialRunner:
     supports_chunked_prefill = False
 
     def __init__(self, model: PreTrainedModel, generation_config: GenerationConfig) -> None:
-        self._model = model
+        # Any, because the helpers that generate() is made of have no annotations to check against.
+        self._model = cast(Any, model)
         self._generation_config = generation_config
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self._accepts_position_ids = "position_ids" in signature(model.forward).parameters
-        self._supports_logits_to_keep = model._supports_logits_to_keep()
+        self._accepts_position_ids = "position_ids" in signature(self._model.forward).parameters
+        self._supports_logits_to_keep = bool(self._model._supports_logits_to_keep())
         self._states: dict[int, _State] = {}
 
     @torch.inference_mode()
@@ -84,9 +85,10 @@ class SequentialRunner:
             outputs, state.kwargs, is_encoder_decoder=self._is_encoder_decoder
         )
         state.num_tokens = seq.num_tokens
-        state.logits = outputs.logits
+        logits: torch.Tensor = outputs.logits
+        state.logits = logits
         self._states[seq.seq_id] = state
-        return state.logits
+        return logits
 
     def _new_state(self, seq: Sequence) -> _State:
         kwargs: dict[str, Any] = {"use_cache": True}

@@ -7,7 +7,7 @@ and tools come as the plain dictionaries that templates expect.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 
@@ -66,7 +66,7 @@ class ChatTemplate:
                 param="tools",
             )
         try:
-            ids: list[int] = self._tokenizer.hf.apply_chat_template(
+            ids = self._tokenizer.hf.apply_chat_template(
                 [self._for_template(message) for message in messages],
                 tools=list(tools) if tools else None,
                 add_generation_prompt=True,
@@ -77,7 +77,7 @@ class ChatTemplate:
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             message = " ".join(str(error).split())[:300]
             raise InvalidRequest(f"The model's chat template refuses these messages: {message}", param="messages") from error
-        return ids
+        return cast(list[int], ids)
 
     def _for_template(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:

@@ -56,9 +56,7 @@ class OutputProcessor:
         skip_special_tokens: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens), context_ids
-        )
+        self._detokenizer = Detokenizer(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens), context_ids)
         self._stop = StopChecker(stop)
         self._stop_token_ids = stop_token_ids
         self._tokens: list[TokenText] = []

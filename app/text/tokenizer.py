@@ -1,4 +1,4 @@
-"""Owns the transformers tokenizer of one model: encode, decode, single tokens as text and bytes. Knows no chat and no streams."""
+"""Owns the transformers tokenizer of one model: encode, decode, single tokens as text and bytes. Knows no chat, no streams."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids. Special tokens are left out unless the caller, or DECODE_CONFIG, wants them."""
-        text: str = self.hf.decode(
+        text = self.hf.decode(
             list(token_ids), skip_special_tokens=skip_special_tokens and self._skip_special_tokens, **self._decode_config
         )
-        return text
+        return str(text)
 
     def token_string(self, token_id: int) -> str:
         """Return one token as text; a part of a character as `bytes:\\xe2\\x82`, OpenAI's spelling for it."""
@@ -53,15 +53,15 @@ class Tokenizer:
 
     def _token_bytes(self, token_id: int) -> bytes:
         token = self.hf.convert_ids_to_tokens(token_id)
-        if token is None:
+        if not isinstance(token, str):  # ids between the tokenizer's last token and the model's embedding size
             return b""
         if token_id in self._special_ids:
-            return str(token).encode()
+            return token.encode()
         if self._is_byte_level and all(char in _BYTE_OF_CHAR for char in token):
             return bytes(_BYTE_OF_CHAR[char] for char in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes.fromhex(token[3:5])  # SentencePiece's byte fallback
-        return str(token).replace("\u2581", " ").encode()  # SentencePiece writes a space as U+2581
+        return token.replace("\u2581", " ").encode()  # SentencePiece writes a space as U+2581
 
 
 def _uses_byte_level(decoder: Any) -> bool:
@@ -79,5 +79,7 @@ def load_tokenizer(source: str, tokenizer_config: Mapping[str, Any], decode_conf
     except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{path}.TOKENIZER_CONFIG", f'a tokenizer of "{source}" that can not be loaded ({text})', "a tokenizer that transformers can load"
+            f"{path}.TOKENIZER_CONFIG",
+            f'a tokenizer of "{source}" that can not be loaded ({text})',
+            "a tokenizer that transformers can load",
         ) from error

@@ -1,7 +1,8 @@
 """A deterministic runner that fails on demand, and a loader that serves it."""
 
 import threading
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from app.engine.runner import ForwardOutput
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
 from app.engine.sequence import Sequence
-from app.registry import Loaded
+from app.loading import Loaded
 from app.text.chat import ChatTemplate
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer

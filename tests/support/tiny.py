@@ -69,9 +69,16 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**common | {"num_key_value_heads": 2, "head_dim": 8} | overrides)),
         "gpt2": lambda: t.GPT2LMHeadModel(
             t.GPT2Config(
-                vocab_size=VOCAB_SIZE, n_embd=32, n_head=4, n_layer=2, n_positions=512,
-                pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, **overrides,
-            )  # fmt: skip
+                vocab_size=VOCAB_SIZE,
+                n_embd=32,
+                n_head=4,
+                n_layer=2,
+                n_positions=512,
+                pad_token_id=PAD,
+                bos_token_id=BOS,
+                eos_token_id=EOS,
+                **overrides,
+            )
         ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**common | {"ffn_dim": 64, "word_embed_proj_dim": 32} | overrides)),
         "mamba": lambda: t.MambaForCausalLM(
@@ -81,12 +88,22 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         ),
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(
-                vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD, **overrides,
-            )  # fmt: skip
+                vocab_size=VOCAB_SIZE,
+                d_model=32,
+                d_kv=8,
+                d_ff=64,
+                num_layers=2,
+                num_heads=4,
+                pad_token_id=PAD,
+                eos_token_id=EOS,
+                decoder_start_token_id=PAD,
+                **overrides,
+            )
         ),
         "bart": lambda: t.BartForConditionalGeneration(t.BartConfig(**seq2seq | overrides)),
-        "pegasus": lambda: t.PegasusForConditionalGeneration(t.PegasusConfig(**seq2seq | {"forced_eos_token_id": EOS} | overrides)),
+        "pegasus": lambda: t.PegasusForConditionalGeneration(
+            t.PegasusConfig(**seq2seq | {"forced_eos_token_id": EOS} | overrides)
+        ),
     }
     model: PreTrainedModel = makers[kind]()
     with torch.no_grad():

@@ -161,9 +161,7 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().out == "tfoai 0.0.0+unknown\n"
 
 
-def test_arguments_of_the_process_are_the_default(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arguments_of_the_process_are_the_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["tfoai", "--version"])
     assert cli.main() == 0
     assert capsys.readouterr().out.startswith("tfoai ")

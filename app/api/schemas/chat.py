@@ -70,9 +70,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
                 for position, call in enumerate(self.tool_calls)
             ]
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal or reasoning)):
-            raise InvalidRequest(
-                f"`content` is missing in a message of role {self.role}.", param=f"messages.[{index}].content"
-            )
+            raise InvalidRequest(f"`content` is missing in a message of role {self.role}.", param=f"messages.[{index}].content")
         return message
 
     def _text(self, index: int) -> str:
@@ -86,7 +84,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
             kind = part.get("type")
             if kind not in ("text", "refusal"):
                 raise UnsupportedParameter(
-                    f"This server reads text only; a content part of type {str(kind)[:40]!r} is not supported.", param=f"{place}.type"
+                    f"This server reads text only; a content part of type {str(kind)[:40]!r} is not supported.",
+                    param=f"{place}.type",
                 )
             text = part.get(kind)
             if not isinstance(text, str):
@@ -260,4 +259,4 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     system_fingerprint: str
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET

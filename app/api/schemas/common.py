@@ -93,7 +93,9 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         bias: dict[int, float] = {}
         for key, value in self.logit_bias.items():
             if not re.fullmatch(r"[0-9]{1,10}", key):
-                raise InvalidRequest(f"`logit_bias` maps token ids to numbers; {key[:20]!r} is no token id.", param="logit_bias")
+                raise InvalidRequest(
+                    f"`logit_bias` maps token ids to numbers; {key[:20]!r} is no token id.", param="logit_bias"
+                )
             check_token_id(int(key), vocab_size, "logit_bias")
             bias[int(key)] = value
         return bias
@@ -213,5 +215,3 @@ def _invalid(text: str) -> InvalidRequest:
 def _param(path: str) -> str:
     """Spell a path as OpenAI does: `messages.[0].role`."""
     return path.replace("[", ".[")[:200]
-
-

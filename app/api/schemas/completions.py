@@ -28,7 +28,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one or more; an absent prompt is the empty text (OpenAI: "generate from the beginning of a document")."""
+        """The prompts, one or more; an absent one is the empty text (OpenAI: "from the beginning of a new document")."""
         prompt = self.prompt
         if prompt is None:
             return [""]
@@ -38,7 +38,9 @@ class CompletionRequest(SamplingFields, kw_only=True):
             raise InvalidRequest("`prompt` must not be an empty list.", param="prompt")
         kinds = {type(item) for item in prompt}
         if len(kinds) > 1:
-            raise InvalidRequest("`prompt` must hold texts only, or token ids only, or lists of token ids only.", param="prompt")
+            raise InvalidRequest(
+                "`prompt` must hold texts only, or token ids only, or lists of token ids only.", param="prompt"
+            )
         if kinds == {int}:
             return [prompt]  # type: ignore[list-item]  # all are int
         if len(prompt) > MAX_PROMPTS:
@@ -84,4 +86,4 @@ class Completion(msgspec.Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     system_fingerprint: str
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET

@@ -1,0 +1,73 @@
+"""Owns TokenStream, where one sequence's outputs meet the event loop. Knows no engine but how to abort."""
+
+import asyncio
+from collections.abc import Callable
+
+from app.engine.sequence import StepOutput
+
+
+class TokenStream:
+    """The tokens of one sequence, as an async iterator of StepOutput that ends after the one with a finish reason.
+
+    It belongs to the event loop it was made on. Outputs that arrive while nobody reads are merged, so a slow reader costs
+    memory for its tokens only. `close()` is idempotent and aborts a sequence that still runs; `on_done` is called once, on
+    the loop, when the engine has confirmed the end: only then are its resources free.
+    """
+
+    def __init__(self, abort: Callable[[int], None], seq_id: int, on_done: Callable[[], None] | None = None) -> None:
+        self.seq_id = seq_id
+        self.loop = asyncio.get_running_loop()
+        self._abort = abort
+        self._on_done = on_done
+        self._pending: StepOutput | None = None
+        self._arrived = asyncio.Event()
+        self._delivered_last = False
+        self._closed = False
+        self.is_done = False
+
+    def put(self, output: StepOutput) -> None:
+        """Take one output from the engine; runs on the loop."""
+        if self.is_done:
+            return
+        if output.finish_reason is not None:
+            self.is_done = True
+            if self._on_done is not None:
+                self._on_done()
+        if self._closed:
+            return
+        self._pending = output if self._pending is None else _merge(self._pending, output)
+        self._arrived.set()
+
+    def __aiter__(self) -> "TokenStream":
+        return self
+
+    async def __anext__(self) -> StepOutput:
+        if self._delivered_last or self._closed:
+            raise StopAsyncIteration
+        await self._arrived.wait()
+        self._arrived.clear()
+        output, self._pending = self._pending, None
+        if output is None:
+            raise StopAsyncIteration
+        self._delivered_last = output.finish_reason is not None
+        return output
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._pending = None
+        self._arrived.set()
+        if not self.is_done:
+            self._abort(self.seq_id)
+
+
+def _merge(first: StepOutput, second: StepOutput) -> StepOutput:
+    first.token_ids += second.token_ids
+    if second.logprobs is not None:
+        first.logprobs = (first.logprobs or []) + second.logprobs
+    if second.prompt_logprobs is not None:
+        first.prompt_logprobs = (first.prompt_logprobs or []) + second.prompt_logprobs
+    first.finish_reason = second.finish_reason
+    first.error = second.error
+    return first

@@ -1,0 +1,158 @@
+"""A real server on a free port in a thread of the test process, with fakes behind it."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+
+from app.api.app import create_app
+from app.config import Config, ModelSettings, ModelType
+from app.engine.engine import EngineSnapshot
+from app.registry import Registry, ServedModel
+from tests.support.fakes import FakeLoader, FakeRunner
+
+MODEL = "fake/model"
+TIMEOUT = 10.0
+
+
+def make_config(*, type: ModelType = ModelType.CAUSAL_LM, max_num_seqs: int = 8, names: tuple[str, ...] = (MODEL,), **more: Any) -> Config:
+    models = {name: ModelSettings(name=name, type=type, max_num_seqs=max_num_seqs) for name in names}
+    return Config(models=models, **more)
+
+
+class LiveServer:
+    """Talk to it with `http` (httpx); look behind it with `registry`, `model` and `loader`."""
+
+    def __init__(self, config: Config, loader: FakeLoader) -> None:
+        self.config = config
+        self.loader = loader
+        self.registry = Registry(config, load=loader)
+        self.app = create_app(config, self.registry)
+        self.load_errors: list[Exception] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
+        token = (config.bearer_tokens or (None,))[0]
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        # `trust_env` would send the requests through the proxy of whoever runs the tests.
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
+
+    @property
+    def model(self) -> ServedModel:
+        return next(iter(self.registry.models.values()))
+
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        return self.model.loaded.engine.snapshot()
+
+    def _run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.registry.start(self.load_errors.append)
+        await self._uvicorn.serve(sockets=[self._socket])
+
+    def start(self, *, wait_ready: bool) -> None:
+        self._thread.start()
+        eventually(lambda: self._uvicorn.started)
+        if wait_ready:
+            eventually(lambda: self.registry.is_ready)
+
+    def stop(self) -> None:
+        for gate in (self.loader.gate, self.loader.runner.gate):
+            if gate is not None:
+                gate.set()
+        self.http.close()
+        self._uvicorn.should_exit = True
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the server does not stop"
+        # A model that was still loading when the test ended: its engine is there only afterwards.
+        if self.registry._thread is not None:
+            self.registry._thread.join(TIMEOUT)
+        self.registry.stop()
+        self._socket.close()
+
+    def on_loop(self, function: Callable[[], Any]) -> None:
+        """Run something that belongs to the event loop there, and wait for it."""
+        assert self._loop is not None
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (function(), done.set()))
+        assert done.wait(TIMEOUT)
+
+    def complete(self, prompt: Any = "hello", **body: Any) -> httpx.Response:
+        return self.http.post("/v1/completions", json={"model": self.model.name, "prompt": prompt, **body})
+
+    def chat(self, messages: Any = None, **body: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": "hello"}] if messages is None else messages
+        return self.http.post("/v1/chat/completions", json={"model": self.model.name, "messages": messages, **body})
+
+    def is_idle(self) -> bool:
+        snapshot = self.snapshot
+        return (snapshot.num_running, snapshot.num_waiting, self.model.num_admitted) == (0, 0, 0)
+
+
+@contextmanager
+def live_server(
+    loader: FakeLoader | None = None,
+    *,
+    runner: FakeRunner | None = None,
+    wait_ready: bool = True,
+    **config: Any,
+) -> Iterator[LiveServer]:
+    loader = loader or FakeLoader(runner=runner or FakeRunner())
+    server = LiveServer(make_config(**config), loader)
+    server.start(wait_ready=wait_ready)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def eventually(condition: Callable[[], bool], *, timeout: float = TIMEOUT) -> None:
+    """Wait until `condition` holds; fail if it does not in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """Return the JSON of each event of a whole event stream; check its framing to the byte."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    body = response.content
+    assert b"\r" not in body
+    assert body.endswith(b"\n\n")
+    events = body.removesuffix(b"\n\n").split(b"\n\n")
+    assert all(event.startswith(b"data: ") and b"\n" not in event for event in events), events
+    assert events[-1] == b"data: [DONE]"
+    return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+
+
+def assert_error(response: httpx.Response, status: int, **expected: Any) -> dict[str, Any]:
+    """Check for an OpenAI error object with exactly its four keys; return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"].partition(";")[0] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str) and error["message"]
+    assert isinstance(error["type"], str) and error["type"]
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert error["code"] is None or isinstance(error["code"], str)
+    assert {key: error[key] for key in expected} == expected
+    return error
