@@ -32,10 +32,15 @@ class Detokenizer:
         if text.endswith(_REPLACEMENT):
             return ""
         new_text = self._new_part(text)
-        # The next window starts at the boundary before this one.
-        self._window = self._window[self._num_done :]
+        # The next window starts at the boundary before this one, unless what is left to look back at has no text by itself
+        # (special tokens, a lone space): then the one before it is still needed.
+        shorter = self._window[self._num_done :]
+        shorter_text = self._decode(shorter) if shorter else ""
+        if shorter_text:
+            self._window, self._done_text = shorter, shorter_text
+        else:
+            self._done_text = text
         self._num_done = len(self._window)
-        self._done_text = self._decode(self._window) if self._window else ""
         return new_text
 
     def flush(self) -> str:
