@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from app import config
+from app import config_keys
 from app.config import Config, DecodeConfig, ModelSettings
 
 Schema = dict[str, Any]
@@ -39,10 +39,10 @@ def config_json_schema() -> Schema:
     keys["$schema"] = {"type": "string", "description": "Address of this schema, for editors."}
 
     by_key = model["properties"]
-    _free_object(by_key["MODEL_CONFIG"], config.MODEL_CONFIG_KEYS, config.MODEL_CONFIG_REFUSED)
-    _free_object(by_key["TOKENIZER_CONFIG"], config.TOKENIZER_CONFIG_KEYS, config.TOKENIZER_CONFIG_REFUSED)
-    _free_object(by_key["GENERATE_CONFIG"], config.GENERATE_CONFIG_KEYS, config.GENERATE_CONFIG_REFUSED)
-    by_key["MODEL_CONFIG"]["properties"]["device_map"]["anyOf"].append(_schema(config.DEVICE_MAP_OBJECT))
+    _free_object(by_key["MODEL_CONFIG"], config_keys.MODEL_CONFIG_KEYS, config_keys.MODEL_CONFIG_REFUSED)
+    _free_object(by_key["TOKENIZER_CONFIG"], config_keys.TOKENIZER_CONFIG_KEYS, config_keys.TOKENIZER_CONFIG_REFUSED)
+    _free_object(by_key["GENERATE_CONFIG"], config_keys.GENERATE_CONFIG_KEYS, config_keys.GENERATE_CONFIG_REFUSED)
+    by_key["MODEL_CONFIG"]["properties"]["device_map"]["anyOf"].append(_schema(config_keys.DEVICE_MAP_OBJECT))
     by_key["DECODE_CONFIG"]["anyOf"] = [{"$ref": by_key["DECODE_CONFIG"].pop("$ref")}, {"type": "null"}]
     # A device_map and a MODEL_DEVICE that is not null exclude each other.
     with_map = {"type": "object", "required": ["device_map"], "properties": {"device_map": {"not": {"type": "null"}}}}
@@ -84,7 +84,7 @@ def _rows(cls: type[msgspec.Struct], place: str) -> list[Row]:
         value = {} if isinstance(value, DecodeConfig) else value
         default = "required" if info.required else re.sub(r"\.0$", "", json.dumps(value))
         description: str = info.type.__metadata__[-1].description
-        rows.append(Row(place + info.encode_name, config.expected_text(info.type), default, description))
+        rows.append(Row(place + info.encode_name, config_keys.expected_text(info.type), default, description))
     return rows
 
 

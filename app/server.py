@@ -4,6 +4,7 @@ import asyncio
 import logging
 import platform
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -36,9 +37,9 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self.error: Exception | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
         if self.started:
             logger.info("server.listening", extra={"url": _url(self)})
             self._registry.start(self._fail)
@@ -58,7 +59,8 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + self._drain_timeout
-        while self._registry.num_admitted and time.monotonic() < deadline:
+        # Slots are counted, not signalled, so this looks again and again.
+        while self._registry.num_admitted and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
         logger.info("drain.finished", extra={"aborted": self._registry.num_admitted})
         self._registry.stop()
@@ -71,8 +73,12 @@ def _url(server: uvicorn.Server) -> str:
 
 
 def serve(config: Config, path: Path) -> int:
-    """Serve until a signal; return the exit code: 0 after a drain, 2 if the configuration can not be served."""
+    """Serve until a signal; return the exit code: 0 after a drain, 2 if a model of the configuration can not be served.
+
+    Raise ConfigError if the address can not be had.
+    """
     setup_logging()
+    bound = _bind(config.host, config.port)
     metrics = Metrics()
     metrics.build_info.labels(
         package_version("tfoai"), platform.python_version(), package_version("torch"), package_version("transformers")
@@ -81,8 +87,6 @@ def serve(config: Config, path: Path) -> int:
     server = _Server(
         uvicorn.Config(
             create_app(config, registry, metrics),
-            host=config.host,
-            port=config.port,
             log_config=None,
             access_log=False,
             # Above the usual idle time of load balancers (60 s), or they meet closed connections.
@@ -93,13 +97,24 @@ def serve(config: Config, path: Path) -> int:
         registry,
         config.drain_timeout,
     )
-    try:
-        server.run()
-    except SystemExit:
-        return 2  # uvicorn could not bind; it has said why
+    server.run(sockets=[bound])
     if server.error is not None:
         return _report(server.error, path)
     return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a listening address; raise ConfigError. Done before anything slow, so that a taken port is known at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            "HOST, PORT", f"{host} port {port}: {error.strerror}", "an address of this machine and a free port"
+        ) from error
+    return bound
 
 
 def _report(error: Exception, path: Path) -> int:

@@ -33,8 +33,12 @@ def event_stream(first: Any, rest: AsyncIterator[Any]) -> Stream:
     return Stream(
         _framed(first, rest),
         status_code=200,
-        media_type="text/event-stream; charset=utf-8",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        # As a header, because the handler's media type (JSON) would win over the response's.
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        },
     )
 
 

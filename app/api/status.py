@@ -39,7 +39,8 @@ async def startupz(context: Context) -> Response[Any]:
 async def prometheus_metrics(context: Context) -> Response[bytes]:
     if not context.config.metrics:
         raise NotFound("Metrics are switched off (METRICS in the configuration).")
-    return Response(context.metrics.render(), media_type=CONTENT_TYPE)
+    # As a header, because Litestar would add a second charset to a media type.
+    return Response(context.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @get("/v1/metrics", operation_class=documented("Token totals as JSON, as transformers-openai-api gave them"))

@@ -74,12 +74,15 @@ def _uses_byte_level(decoder: Any) -> bool:
 
 def load_tokenizer(source: str, tokenizer_config: Mapping[str, Any], decode_config: Mapping[str, Any], path: str) -> Tokenizer:
     """Load the tokenizer of `source` (a path or hub id); raise ConfigError under the JSON path `path`."""
+    place = f"{path}.TOKENIZER_CONFIG"
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(source, **tokenizer_config), decode_config)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_config)
+    except Exception as error:  # whatever the libraries underneath raise for broken files
         text = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{path}.TOKENIZER_CONFIG",
-            f'a tokenizer of "{source}" that can not be loaded ({text})',
-            "a tokenizer that transformers can load",
+            place, f'a tokenizer of "{source}" that can not be loaded ({text})', "a tokenizer that transformers can load"
         ) from error
+    if not tokenizer("tfoai", add_special_tokens=False)["input_ids"]:
+        # transformers 5 makes an empty tokenizer of the model's usual class where there are no files for one.
+        raise ConfigError(place, f'no tokenizer files in "{source}"', "a tokenizer beside the model's weights")
+    return Tokenizer(tokenizer, decode_config)

@@ -22,9 +22,20 @@ MODEL = "fake/model"
 TIMEOUT = 10.0
 
 
-def make_config(*, type: ModelType = ModelType.CAUSAL_LM, max_num_seqs: int = 8, names: tuple[str, ...] = (MODEL,), **more: Any) -> Config:
+def make_config(
+    *, type: ModelType = ModelType.CAUSAL_LM, max_num_seqs: int = 8, names: tuple[str, ...] = (MODEL,), **more: Any
+) -> Config:
     models = {name: ModelSettings(name=name, type=type, max_num_seqs=max_num_seqs) for name in names}
     return Config(models=models, **more)
+
+
+class _Uvicorn(uvicorn.Server):
+    async def main_loop(self) -> None:
+        """Look for the end more often than every 0.1 s: the tests start a server for nearly each of them."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 100
+            await asyncio.sleep(0.01)
 
 
 class LiveServer:
@@ -36,12 +47,13 @@ class LiveServer:
         self.registry = Registry(config, load=loader)
         self.app = create_app(config, self.registry)
         self.load_errors: list[Exception] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        # With its protocol named, as from getaddrinfo: asyncio switches off Nagle's delays (40 ms a request) only then.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen()
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = uvicorn.Server(
-            uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        )
+        self._uvicorn = _Uvicorn(uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
         token = (config.bearer_tokens or (None,))[0]
@@ -58,7 +70,9 @@ class LiveServer:
         return self.model.loaded.engine.snapshot()
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        # The loop that the server has in production too.
+        with asyncio.Runner(loop_factory=self._uvicorn.config.get_loop_factory()) as runner:
+            runner.run(self._main())
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

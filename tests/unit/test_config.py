@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import cli, config
+from app import cli, config_keys
 from app.config import Config, DecodeConfig, ModelSettings, ModelType, load_config
 from app.config_schema import config_json_schema, config_table
 from app.errors import ConfigError
@@ -389,9 +389,9 @@ def test_dtype_is_normalised(tmp_path: Path, model_config: dict[str, Any], dtype
 
 def test_dtypes_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
-    assert all(isinstance(getattr(torch, name), torch.dtype) for name in config.DTYPES)
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in config_keys.DTYPES)
     # An alias has to mean what torch means by it.
-    assert all(getattr(torch, a) is getattr(torch, b) for a, b in config.DTYPE_ALIASES.items())
+    assert all(getattr(torch, a) is getattr(torch, b) for a, b in config_keys.DTYPE_ALIASES.items())
 
 
 def test_max_tokens_is_the_old_name_of_max_length(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
 
 known_keys = st.sampled_from(
     [row.key.rsplit(".", 1)[-1] for row in config_table()]
-    + [*config.MODEL_CONFIG_KEYS, *config.GENERATE_CONFIG_KEYS, "$schema", "streamer", "model device"]
+    + [*config_keys.MODEL_CONFIG_KEYS, *config_keys.GENERATE_CONFIG_KEYS, "$schema", "streamer", "model device"]
 )
 json_values = st.recursive(
     st.none()
