@@ -15,6 +15,7 @@ from app.demo import DEMO_MODELS
 from app.engine.defaults import GenerationDefaults
 from app.engine.engine import Engine
 from app.errors import ConfigError
+from app.logs import adopt_library_logs
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
@@ -50,6 +51,7 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     from app.text.chat import ChatTemplate
     from app.text.tokenizer import load_tokenizer
 
+    adopt_library_logs()
     # The shipped models go by their own names, wherever the package is installed.
     source = str(DEMO_MODELS.get(settings.name, settings.name))
     loaded = loader.load(name, source, settings, path, on_progress)

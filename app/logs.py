@@ -40,3 +40,11 @@ def setup_logging(level: int = logging.INFO) -> None:
     root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def adopt_library_logs() -> None:
+    """Take the handlers off libraries that print by themselves, once they are imported: their lines go the common way."""
+    for name in ("transformers", "huggingface_hub"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"api", "config", "errors", "loading", "logs", "metrics", "registry"},
     "api": {"config", "engine", "errors", "loading", "metrics", "registry", "text"},
     "registry": {"config", "engine", "errors", "loading"},
-    "loading": {"config", "demo", "engine", "errors", "text"},
+    "loading": {"config", "demo", "engine", "errors", "logs", "text"},
     "text": {"engine", "errors"},
     "engine": {"config", "errors"},
     "config": {"config_keys", "errors", "strict_json"},

@@ -82,7 +82,6 @@ class _Answer:
         loaded = model.loaded
         request = body.sampling_request(
             loaded.vocab_size,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         ids = await asyncio.to_thread(loaded.chat.render, messages, self._tools)

@@ -66,7 +66,6 @@ async def _submit(generation: Generation, body: CompletionRequest, prompts: list
         raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
     request = body.sampling_request(
         loaded.vocab_size,
-        max_tokens=body.max_tokens,
         # Candidates are ranked by their tokens' logprobs.
         logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

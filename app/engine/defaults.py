@@ -13,7 +13,6 @@ T = TypeVar("T")
 class SamplingRequest:
     """The sampling parameters of one request, checked for type and range; None means not sent."""
 
-    max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
