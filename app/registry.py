@@ -63,8 +63,6 @@ class ServedModel:
     @property
     def loaded(self) -> Loaded:
         """What serves this model; raise the reason why nothing can be asked of it now."""
-        if self.is_draining:
-            raise Draining("The server is shutting down. Please send the request to another replica.", retry_after=RETRY_QUEUE)
         if self._loaded is None:
             raise ModelLoading(
                 f"The model `{self.name}` is still loading ({self.progress:.0%}). Please try again shortly.",
@@ -96,6 +94,9 @@ class ServedModel:
 
         Called before any rendering or tokenizing, so that a full server refuses cheaply.
         """
+        if self.is_draining:
+            raise Draining("The server is shutting down. Please send the request to another replica.", retry_after=RETRY_QUEUE)
+        _ = self.loaded
         if num_sequences > self.capacity:
             raise InvalidRequest(
                 f"This request asks for {num_sequences} sequences (prompts x n or best_of); "
@@ -137,6 +138,12 @@ class ServedModel:
         return room if wanted is None else min(wanted, room)
 
     def resolve(self, request: SamplingRequest, *, max_tokens: int, choice: int = 0) -> SamplingParams:
+        """Return the parameters of one choice; raise InvalidRequest for what contradicts itself or can not be honoured."""
+        if request.min_tokens is not None and request.min_tokens > max_tokens:
+            raise InvalidRequest(
+                f"`min_tokens` ({request.min_tokens}) is more than the {max_tokens} tokens that may be generated.",
+                param="min_tokens",
+            )
         return self.loaded.defaults.resolve(request, max_tokens=max_tokens, choice=choice)
 
 

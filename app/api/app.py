@@ -14,7 +14,7 @@ from app.api import chat, completions, models, status
 from app.api.auth import BearerTokens
 from app.api.context import Context, RequestState
 from app.api.middleware import RequestMiddleware
-from app.api.openapi import assets_router, openapi_config
+from app.api.openapi import assets_router, document, openapi_config
 from app.api.requests import ClientDisconnected
 from app.config import Config
 from app.errors import Draining, InvalidRequest, NotFound, RequestError
@@ -44,6 +44,7 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
             status.startupz,
             status.prometheus_metrics,
             status.legacy_metrics,
+            document,
             assets_router(),
         ],
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},
@@ -70,9 +71,9 @@ def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[
     """Map any exception to an OpenAI error object; what is no client's business stays in the log."""
     if isinstance(error, ClientDisconnected):
         return Response(None, status_code=499)  # nobody reads it; the log has the status
+    headers: dict[str, str] = dict(getattr(error, "headers", None) or {})  # a 405 says what is allowed
     if not isinstance(error, RequestError):
         error = _from_litestar(error) if isinstance(error, HTTPException) else _internal(request, error)
-    headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(1000 * error.retry_after))

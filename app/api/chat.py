@@ -49,8 +49,7 @@ async def create_chat_completion(request: Request[Any, Any, Any], context: Conte
     tools = body.offered_tools
     messages = [message.for_template(index) for index, message in enumerate(body.messages)]
     generation = context.begin(request.scope, body.model, body.n or 1, "chat")
-    answer = _Answer(body, generation, tools)
-    return await respond(request, answer.submit(messages), answer.chunks() if body.stream else answer.whole())
+    return await respond(request, _Answer(body, generation, messages, tools), stream=bool(body.stream))
 
 
 @dataclass(slots=True)
@@ -68,23 +67,30 @@ class _Choice:
 class _Answer:
     """Submits the rendered conversation and turns its generation into the response object, or into its chunks."""
 
-    def __init__(self, body: ChatRequest, generation: Generation, tools: list[dict[str, Any]] | None) -> None:
+    def __init__(
+        self,
+        body: ChatRequest,
+        generation: Generation,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+    ) -> None:
         self._body = body
         self._generation = generation
+        self._messages = messages
         self._tools = tools
         self._choices: list[_Choice] = []
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
         self._fingerprint = generation.model.system_fingerprint
 
-    async def submit(self, messages: list[dict[str, Any]]) -> None:
+    async def submit(self) -> None:
         body, model = self._body, self._generation.model
         loaded = model.loaded
         request = body.sampling_request(
             loaded.vocab_size,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        ids = await asyncio.to_thread(loaded.chat.render, messages, self._tools)
+        ids = await asyncio.to_thread(loaded.chat.render, self._messages, self._tools)
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)

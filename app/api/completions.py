@@ -55,29 +55,7 @@ async def _complete(request: Request[Any, Any, Any], context: Context, body: Com
     body.check()
     prompts = body.prompts
     generation = context.begin(request.scope, body.model, len(prompts) * body.num_candidates, "text_completion")
-    answer = _Answer(body, generation)
-    return await respond(request, _submit(generation, body, prompts), answer.chunks() if body.stream else answer.whole())
-
-
-async def _submit(generation: Generation, body: CompletionRequest, prompts: list[str | list[int]]) -> None:
-    model = generation.model
-    loaded = model.loaded
-    if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
-        raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
-    request = body.sampling_request(
-        loaded.vocab_size,
-        # Candidates are ranked by their tokens' logprobs.
-        logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
-    )
-    for prompt in await _encode(model, prompts):
-        max_tokens = body.max_tokens
-        if max_tokens is None:
-            max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
-        model.check_length(len(prompt.ids), max_tokens, what="prompt")
-        for choice in range(body.num_candidates):
-            params = model.resolve(request, max_tokens=max_tokens, choice=choice)
-            generation.submit(prompt, params, stop=body.stop_texts)
+    return await respond(request, _Answer(body, generation, prompts), stream=bool(body.stream))
 
 
 async def _encode(model: ServedModel, prompts: list[str | list[int]]) -> list[Prompt]:
@@ -107,14 +85,35 @@ def _beginning_of_text(model: ServedModel) -> list[int]:
 
 
 class _Answer:
-    """Turns a generation into the response object, or into its chunks."""
+    """Submits the prompts and turns their generation into the response object, or into its chunks."""
 
-    def __init__(self, body: CompletionRequest, generation: Generation) -> None:
+    def __init__(self, body: CompletionRequest, generation: Generation, prompts: list[str | list[int]]) -> None:
         self._body = body
         self._generation = generation
+        self._prompts = prompts
         self._id = new_id("cmpl")
         self._created = int(time.time())
         self._fingerprint = generation.model.system_fingerprint
+
+    async def submit(self) -> None:
+        body, model = self._body, self._generation.model
+        loaded = model.loaded
+        if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
+            raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
+        request = body.sampling_request(
+            loaded.vocab_size,
+            # Candidates are ranked by their tokens' logprobs.
+            logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        )
+        for prompt in await _encode(model, self._prompts):
+            max_tokens = body.max_tokens
+            if max_tokens is None:
+                max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
+            model.check_length(len(prompt.ids), max_tokens, what="prompt")
+            for choice in range(body.num_candidates):
+                params = model.resolve(request, max_tokens=max_tokens, choice=choice)
+                self._generation.submit(prompt, params, stop=body.stop_texts)
 
     async def whole(self) -> Completion:
         tokens: dict[int, list[TokenText]] = {}

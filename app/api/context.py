@@ -61,7 +61,6 @@ class Context:
             InvalidRequest: "invalid",
         }
         try:
-            _ = model.loaded
             return model.admit(num_sequences)
         except tuple(reasons) as error:
             self.metrics.rejected.labels(model.name, reasons[type(error)]).inc()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from litestar import Request, get
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Components, Operation
 from litestar.static_files import create_static_files_router
 
@@ -92,13 +93,12 @@ def openapi_config(version: str) -> OpenAPIConfig:
         title="tfoai",
         version=version,
         description="Hugging Face transformers models behind the OpenAI API.",
-        path="/",
+        path="/docs",
         components=_Components(),
         security=[{"bearer": []}],
         render_plugins=[
-            JsonRenderPlugin(path="/openapi.json"),
             SwaggerRenderPlugin(
-                path="/docs",
+                path="/",
                 favicon="<link rel='icon' href='data:,'>",
                 js_url=f"{_ASSETS}/swagger-ui-bundle.js",
                 css_url=f"{_ASSETS}/swagger-ui.css",
@@ -106,6 +106,12 @@ def openapi_config(version: str) -> OpenAPIConfig:
             ),
         ],
     )
+
+
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def document(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """Not a render plugin of Litestar's: its router answers every unknown path beside the document with an HTML page."""
+    return request.app.openapi_schema.to_schema()
 
 
 def assets_router() -> Any:

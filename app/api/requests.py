@@ -1,12 +1,11 @@
 """Owns what every POST handler needs of its request: a decoded body, and to stop when the client leaves. Knows no endpoint."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from litestar import Request
-from litestar.response import Stream
 
 from app.api.schemas.common import decode_body
 from app.api.sse import event_stream
@@ -62,16 +61,31 @@ async def _wait_for_disconnect(request: Request[Any, Any, Any]) -> None:
         pass
 
 
-async def respond(
-    request: Request[Any, Any, Any], submit: Coroutine[Any, Any, None], answer: Coroutine[Any, Any, T] | AsyncIterator[T]
-) -> T | Stream:
+class Answer(Protocol):
+    """An endpoint's way from a generation to its response."""
+
+    async def submit(self) -> None:
+        """Check, encode and hand everything to the engine; raise what refuses the request."""
+        ...
+
+    async def whole(self) -> Any:
+        """Return the response object."""
+        ...
+
+    def chunks(self) -> AsyncIterator[Any]:
+        """Yield the response's parts for a stream."""
+        ...
+
+
+async def respond(request: Request[Any, Any, Any], answer: Answer, *, stream: bool) -> Any:
     """Submit, then return the whole answer, or a stream of its parts; stop everything when the client leaves."""
-    if isinstance(answer, AsyncIterator):
-        first = await unless_disconnected(request, _after(submit, anext(answer)))
-        return event_stream(first, answer)
-    return await unless_disconnected(request, _after(submit, answer))
+    if not stream:
+        return await unless_disconnected(request, _after_submit(answer, answer.whole))
+    chunks = answer.chunks()
+    first = await unless_disconnected(request, _after_submit(answer, chunks.__anext__))
+    return event_stream(first, chunks)
 
 
-async def _after(before: Coroutine[Any, Any, None], work: Awaitable[T]) -> T:
-    await before
-    return await work
+async def _after_submit(answer: Answer, work: Callable[[], Awaitable[Any]]) -> Any:
+    await answer.submit()
+    return await work()

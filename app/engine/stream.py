@@ -1,17 +1,19 @@
 """Owns TokenStream, where one sequence's outputs meet the event loop. Knows no engine but how to abort."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
-from app.engine.sequence import StepOutput
+from app.engine.sequence import FinishReason, StepOutput
 
 
 class TokenStream:
     """The tokens of one sequence, as an async iterator of StepOutput that ends after the one with a finish reason.
 
     It belongs to the event loop it was made on. Outputs that arrive while nobody reads are merged, so a slow reader costs
-    memory for its tokens only. `close()` is idempotent and aborts a sequence that still runs; `on_done` is called once, on
-    the loop, when the engine has confirmed the end: only then are its resources free.
+    memory for its tokens only; an end by error or abort stays apart, so that what came before it can still be given out.
+    `close()` is idempotent and aborts a sequence that still runs. `on_done` is called once, on the loop, when the engine has
+    confirmed the end: only then are its resources free.
     """
 
     def __init__(self, abort: Callable[[int], None], seq_id: int, on_done: Callable[[], None] | None = None) -> None:
@@ -19,7 +21,7 @@ class TokenStream:
         self.loop = asyncio.get_running_loop()
         self._abort = abort
         self._on_done = on_done
-        self._pending: StepOutput | None = None
+        self._pending: deque[StepOutput] = deque()
         self._arrived = asyncio.Event()
         self._delivered_last = False
         self._closed = False
@@ -35,7 +37,10 @@ class TokenStream:
                 self._on_done()
         if self._closed:
             return
-        self._pending = output if self._pending is None else _merge(self._pending, output)
+        if self._pending and output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT):
+            _merge(self._pending[-1], output)
+        else:
+            self._pending.append(output)
         self._arrived.set()
 
     def __aiter__(self) -> "TokenStream":
@@ -45,10 +50,11 @@ class TokenStream:
         if self._delivered_last or self._closed:
             raise StopAsyncIteration
         await self._arrived.wait()
-        self._arrived.clear()
-        output, self._pending = self._pending, None
-        if output is None:
+        if not self._pending:  # closed meanwhile
             raise StopAsyncIteration
+        output = self._pending.popleft()
+        if not self._pending:
+            self._arrived.clear()
         self._delivered_last = output.finish_reason is not None
         return output
 
@@ -56,13 +62,14 @@ class TokenStream:
         if self._closed:
             return
         self._closed = True
-        self._pending = None
+        self._pending.clear()
         self._arrived.set()
         if not self.is_done:
             self._abort(self.seq_id)
 
 
-def _merge(first: StepOutput, second: StepOutput) -> StepOutput:
+def _merge(first: StepOutput, second: StepOutput) -> None:
+    """Add `second` to `first`."""
     first.token_ids += second.token_ids
     if second.logprobs is not None:
         first.logprobs = (first.logprobs or []) + second.logprobs
@@ -70,4 +77,3 @@ def _merge(first: StepOutput, second: StepOutput) -> StepOutput:
         first.prompt_logprobs = (first.prompt_logprobs or []) + second.prompt_logprobs
     first.finish_reason = second.finish_reason
     first.error = second.error
-    return first

@@ -7,6 +7,7 @@ and tools come as the plain dictionaries that templates expect.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from jinja2 import TemplateError
@@ -110,7 +111,17 @@ class ChatParser:
     def feed(self, text: str) -> ChatDelta:
         if self._parser is None:
             return ChatDelta(content=text)
-        return self._guarded(text, lambda: self._parser.feed(text))
+        # One by one, so that no step ends in the middle of what another region begins with.
+        delta = ChatDelta()
+        for index, char in enumerate(text):
+            if self._parser is None:
+                delta.content += text[index:]
+                break
+            step = self._guarded(char, partial(self._parser.feed, char))
+            delta.content += step.content
+            delta.reasoning += step.reasoning
+            delta.tool_calls += step.tool_calls
+        return delta
 
     def finish(self) -> ChatDelta:
         if self._parser is None:
@@ -125,7 +136,8 @@ class ChatParser:
             self._parser, text, self._unparsed = None, self._unparsed, ""
             return ChatDelta(content=text)
         if delta != ChatDelta():
-            self._unparsed = ""
+            # What the parser holds back, since it may begin a region. It has no public name for that.
+            self._unparsed = self._parser._buffer[self._parser._pos :]
         return delta
 
 

@@ -1,7 +1,7 @@
 """Output tokens per second over HTTP beside plain `model.generate`, in alternation, on the same random model.
 
 `python -m tests.benchmarks.server [--rounds N] [--streams 1,8,32]`. Closed loop: each stream sends its next request when the last
-one has ended. Figures for docs/benchmarks.md are the printed medians with the printed machine and versions.
+one has ended. Figures for docs/benchmarks.md are the printed medians, with the printed machine and versions.
 """
 
 import argparse
@@ -62,9 +62,14 @@ def prompt(index: int) -> list[int]:
 
 async def one_request(client: httpx.AsyncClient, index: int, load: Load) -> None:
     body = {
-        "model": "m", "prompt": prompt(index), "max_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True, "stream": True,
+        "model": "m",
+        "prompt": prompt(index),
+        "max_tokens": OUTPUT_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
         "logprobs": 0,
-    }  # fmt: skip
+    }
     start = last = time.perf_counter()
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
@@ -120,8 +125,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", default="1,8,32")
     arguments = parser.parse_args()
-    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-          f"transformers {transformers.__version__}")  # fmt: skip
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, {versions}")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         make_model(directory)

@@ -199,7 +199,7 @@ class _Broken(FakeRunner):
 async def test_a_dead_engine_answers_everybody_and_takes_nothing_more() -> None:
     runner = _Broken(gate=threading.Event())
     engine = fake_engine(runner)
-    readers = [asyncio.ensure_future(read(engine, [9] * (3 - index), params(5 - index))) for index in range(3)]
+    readers = [asyncio.ensure_future(read(engine, [9], params(length))) for length in (30, 20, 3)]
     await until(lambda: engine.snapshot().num_running + engine.snapshot().num_waiting == 3)
     runner.gate.set()
     outputs = await asyncio.gather(*readers)

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ import uvicorn
 from app.api.app import create_app
 from app.config import Config, ModelSettings, ModelType
 from app.engine.engine import EngineSnapshot
+from app.engine.runner import ForwardOutput
+from app.engine.scheduler import ScheduledSequence
 from app.registry import Registry, ServedModel
 from tests.support.fakes import FakeLoader, FakeRunner
 
@@ -27,6 +29,14 @@ def make_config(
 ) -> Config:
     models = {name: ModelSettings(name=name, type=type, max_num_seqs=max_num_seqs) for name in names}
     return Config(models=models, **more)
+
+
+class SlowRunner(FakeRunner):
+    """Slow enough that a reader on the event loop gets each token by itself."""
+
+    def forward(self, batch: Sequence[ScheduledSequence]) -> ForwardOutput:
+        time.sleep(0.005)
+        return super().forward(batch)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -58,8 +68,9 @@ class LiveServer:
         self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
         token = (config.bearer_tokens or (None,))[0]
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        # `trust_env` would send the requests through the proxy of whoever runs the tests.
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False)
+        # `trust_env` would send the requests through the proxy of whoever runs the tests; `verify` would take 30 ms to read
+        # certificates that plain HTTP does not need.
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False, verify=False)
 
     @property
     def model(self) -> ServedModel:
@@ -91,12 +102,15 @@ class LiveServer:
                 gate.set()
         self.http.close()
         self._uvicorn.should_exit = True
-        self._thread.join(TIMEOUT)
-        assert not self._thread.is_alive(), "the server does not stop"
         # A model that was still loading when the test ended: its engine is there only afterwards.
         if self.registry._thread is not None:
             self.registry._thread.join(TIMEOUT)
         self.registry.stop()
+
+    def join(self) -> None:
+        """Wait for the end of a server that was stopped; uvicorn takes 0.1 s for it, so nobody waits for each one."""
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the server does not stop"
         self._socket.close()
 
     def on_loop(self, function: Callable[[], Any]) -> None:
@@ -133,6 +147,15 @@ def live_server(
         yield server
     finally:
         server.stop()
+        _stopped.append(server)
+
+
+_stopped: list[LiveServer] = []
+
+
+def join_stopped() -> None:
+    while _stopped:
+        _stopped.pop().join()
 
 
 def eventually(condition: Callable[[], bool], *, timeout: float = TIMEOUT) -> None:
@@ -159,7 +182,7 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
 def assert_error(response: httpx.Response, status: int, **expected: Any) -> dict[str, Any]:
     """Check for an OpenAI error object with exactly its four keys; return it."""
     assert response.status_code == status, response.text
-    assert response.headers["content-type"].partition(";")[0] == "application/json"
+    assert response.headers["content-type"].partition(";")[0] == "application/json", response.headers
     body = response.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]

@@ -1,0 +1,183 @@
+"""Owns the tests of clients that leave: whatever they were waiting for stops, and its slots come back."""
+
+import gc
+import json
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import Serve
+from tests.support.fakes import FakeLoader, FakeRunner
+from tests.support.live import MODEL, LiveServer, eventually
+
+# As far as the model of these tests can count: for ever, compared with the time a test has.
+ENDLESS = 400_000
+
+
+class Leaving:
+    """A client on a bare socket, so that the moment it leaves is exact."""
+
+    def __init__(self, server: LiveServer, path: str, body: dict[str, Any]) -> None:
+        content = json.dumps({"model": MODEL, **body}).encode()
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        self._socket.sendall(head.encode() + content)
+
+    def read(self) -> bytes:
+        return self._socket.recv(4096)
+
+    def leave(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> "Leaving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+def completion(**body: Any) -> tuple[str, dict[str, Any]]:
+    return "/v1/completions", {"prompt": "hello", **body}
+
+
+def chat(**body: Any) -> tuple[str, dict[str, Any]]:
+    return "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], **body}
+
+
+REQUESTS = [
+    completion(max_tokens=ENDLESS),
+    completion(max_tokens=ENDLESS, stream=True),
+    completion(max_tokens=ENDLESS, n=3),
+    completion(max_tokens=ENDLESS, n=3, stream=True),
+    completion(max_tokens=ENDLESS, best_of=3),
+    chat(),
+    chat(stream=True),
+    chat(n=3),
+    chat(n=3, stream=True),
+]
+
+
+def describe(request: tuple[str, dict[str, Any]]) -> str:
+    path, body = request
+    return "-".join(
+        [
+            path.split("/")[-2],
+            *(f"{key}{body[key]}" for key in ("n", "best_of") if key in body),
+            *(["stream"] if body.get("stream") else []),
+        ]
+    )
+
+
+def num_of(request: tuple[str, dict[str, Any]]) -> int:
+    return int(request[1].get("n") or request[1].get("best_of") or 1)
+
+
+def assert_serves_on(server: LiveServer) -> None:
+    """Everything is free again, and the engine does not compute for nobody."""
+    eventually(server.is_idle)
+    steps = server.snapshot.num_steps
+    time.sleep(0.02)
+    assert server.snapshot.num_steps == steps
+    assert server.complete(max_tokens=1).status_code == 200
+
+
+@pytest.fixture
+def endless(serve: Serve) -> LiveServer:
+    return serve(FakeLoader(context_length=2 * ENDLESS))
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=describe)
+def test_while_it_generates(endless: LiveServer, request_: tuple[str, dict[str, Any]]) -> None:
+    with Leaving(endless, *request_) as client:
+        eventually(lambda: endless.snapshot.num_running == num_of(request_) and endless.snapshot.num_generation_tokens > 5)
+        if request_[1].get("stream"):
+            assert client.read().startswith(b"HTTP/1.1 200 OK")
+    assert_serves_on(endless)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=describe)
+def test_while_its_prompt_is_computed(serve: Serve, request_: tuple[str, dict[str, Any]]) -> None:
+    gate = threading.Event()
+    server = serve(FakeLoader(runner=FakeRunner(gate=gate), context_length=2 * ENDLESS))
+    with Leaving(server, *request_):
+        eventually(lambda: server.model.num_admitted == num_of(request_) and server.snapshot.num_running > 0)
+    # The step can not be interrupted; its end is the first moment at which anything is free.
+    time.sleep(0.05)
+    assert server.model.num_admitted == num_of(request_)
+    gate.set()
+    assert_serves_on(server)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=describe)
+def test_while_it_waits_in_the_queue(serve: Serve, request_: tuple[str, dict[str, Any]]) -> None:
+    server = serve(FakeLoader(context_length=2 * ENDLESS), max_num_seqs=1)
+    with Leaving(server, *completion(max_tokens=ENDLESS)):
+        eventually(lambda: server.snapshot.num_running == 1)
+        with Leaving(server, *request_):
+            eventually(lambda: server.snapshot.num_waiting == num_of(request_))
+        eventually(lambda: server.snapshot.num_waiting == 0 and server.model.num_admitted == 1)
+        assert server.snapshot.num_running == 1, "the one that stayed goes on"
+    assert_serves_on(server)
+
+
+def test_others_go_on(endless: LiveServer) -> None:
+    with Leaving(endless, *completion(max_tokens=ENDLESS, stream=True)) as stays:
+        with Leaving(endless, *completion(max_tokens=ENDLESS, stream=True)) as leaves:
+            assert leaves.read() and stays.read()
+        eventually(lambda: endless.model.num_admitted == 1)
+        before = endless.snapshot.num_generation_tokens
+        for _ in range(20):
+            assert stays.read()
+        eventually(lambda: endless.snapshot.num_generation_tokens > before + 5)
+    assert_serves_on(endless)
+
+
+def test_many_at_once(serve: Serve) -> None:
+    server = serve(FakeLoader(context_length=2 * ENDLESS), max_num_seqs=4)
+    clients = [Leaving(server, *REQUESTS[index % len(REQUESTS)]) for index in range(27)]
+    eventually(lambda: server.model.num_admitted == 3 * sum(map(num_of, REQUESTS)))
+    for client in clients:
+        client.leave()
+    assert_serves_on(server)
+
+
+def test_before_the_body_is_there(endless: LiveServer) -> None:
+    with socket.create_connection(("127.0.0.1", endless.port)) as client:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        client.sendall(head)
+        time.sleep(0.05)
+    assert_serves_on(endless)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refused_request_leaves_no_coroutine(
+    endless: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str, stream: bool
+) -> None:
+    """Python would warn in the log, at each such request, of a coroutine that was never awaited."""
+    warnings: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: warnings.append(str(unraisable.exc_value)))
+    messages = [{"role": "user", "content": "a"}]
+    body = {"model": MODEL, "stop_token_ids": [999], "stream": stream} | ({"messages": messages} if "chat" in path else {})
+    assert endless.http.post(path, json=body).status_code == 400
+    gc.collect()
+    assert warnings == []
+
+
+def test_it_is_counted(endless: LiveServer) -> None:
+    with Leaving(endless, *completion(max_tokens=ENDLESS)):
+        eventually(lambda: endless.snapshot.num_running == 1)
+    with Leaving(endless, *chat(stream=True)) as client:
+        assert client.read()
+    eventually(endless.is_idle)
+
+    def text() -> str:
+        return endless.http.get("/metrics").text
+
+    eventually(lambda: f'tfoai_client_disconnects_total{{model="{MODEL}"}} 2.0' in text())
+    assert f'tfoai_requests_total{{finish_reason="abort",model="{MODEL}",operation="text_completion"}} 1.0' in text()
+    assert f'tfoai_requests_total{{finish_reason="abort",model="{MODEL}",operation="chat"}} 1.0' in text()
