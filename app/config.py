@@ -28,6 +28,7 @@ from app.config_keys import (
     VISIBLE,
     BearerToken,
     Device,
+    Fraction,
     Limit,
     ServedName,
     doc,
@@ -116,6 +117,16 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             f"{expected_text(Limit)}, or null",
         ),
     ] = None
+    kv_cache_memory_fraction: Annotated[
+        Fraction | None,
+        doc(
+            "Share of the memory free after loading that keys and values may take; null is 0.9 on a GPU, 0.3 on a CPU.",
+            f"{expected_text(Fraction)}, or null",
+        ),
+    ] = None
+    prefix_cache: Annotated[
+        bool, doc("Keep the keys and values of prompts, for prompts that begin the same; never across tokens.", "true or false")
+    ] = True
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="upper"):

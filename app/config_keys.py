@@ -97,7 +97,7 @@ DEVICE_MAP_OBJECT = Annotated[
 TOKENIZER_CONFIG_KEYS: dict[str, Any] = {"trust_remote_code": _Bool}
 Limit = Annotated[int, whole("", 1)]
 _Size = Annotated[int, whole("", 0)]
-_Fraction = Annotated[float, number("", 0, 1)]
+Fraction = Annotated[float, number("", 0, 1)]
 GENERATE_CONFIG_KEYS: dict[str, Any] = {
     "max_tokens": Annotated[int, whole("Old name of max_length.", 1)],
     "max_length": Limit,
@@ -108,8 +108,8 @@ GENERATE_CONFIG_KEYS: dict[str, Any] = {
     "no_repeat_ngram_size": _Size,
     "encoder_no_repeat_ngram_size": _Size,
     "top_k": _Size,
-    "top_p": _Fraction,
-    "min_p": _Fraction,
+    "top_p": Fraction,
+    "min_p": Fraction,
     "temperature": Annotated[float, number("", 0, 100)],
     "repetition_penalty": Annotated[float, doc("", "a number above 0, up to 100", gt=0, le=100)],
     "length_penalty": Annotated[float, number("", -100, 100)],

@@ -99,6 +99,9 @@ _ENGINE_METRICS: dict[str, tuple[str, type[Metric], str]] = {
     "num_prompt_tokens": ("tfoai_prompt_tokens", CounterMetricFamily, "Prompt tokens computed"),
     "num_generation_tokens": ("tfoai_generation_tokens", CounterMetricFamily, "Tokens generated, aborted work included"),
     "num_step_errors": ("tfoai_engine_step_errors", CounterMetricFamily, "Sequences that failed in a step"),
+    "num_preemptions": ("tfoai_preemptions", CounterMetricFamily, "Sequences whose blocks were taken, to be computed again"),
+    "num_prompt_tokens_cached": ("tfoai_prompt_tokens_cached", CounterMetricFamily, "Prompt tokens found in the prefix cache"),
+    "kv_cache_usage": ("tfoai_kv_cache_usage_ratio", GaugeMetricFamily, "Share of the KV blocks that sequences own, 0 to 1"),
     "num_steps": ("tfoai_engine_steps", CounterMetricFamily, "Steps of the engine's loop"),
     "last_step_time": ("tfoai_engine_last_step_timestamp_seconds", GaugeMetricFamily, "Unix time of the last step"),
 }

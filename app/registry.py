@@ -155,12 +155,12 @@ class Admission:
         self._unused = num_sequences
         model.num_admitted += num_sequences
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> TokenStream:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, salt: str = "") -> TokenStream:
         loaded = self._model.loaded
         if self._unused < 1:
             raise RuntimeError("more sequences submitted than admitted")
         try:
-            stream = loaded.engine.submit(prompt_ids, params, on_done=self._return_one)
+            stream = loaded.engine.submit(prompt_ids, params, on_done=self._return_one, salt=salt)
         except EngineDeadError as error:
             raise EngineDead(f"The engine of model `{self._model.name}` has stopped.", retry_after=RETRY_LOADING) from error
         self._unused -= 1

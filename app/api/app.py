@@ -119,6 +119,9 @@ def _samples(registry: Registry) -> Iterable[ModelSample]:
                 "num_prompt_tokens": snapshot.num_prompt_tokens,
                 "num_generation_tokens": snapshot.num_generation_tokens,
                 "num_step_errors": snapshot.num_step_errors,
+                "num_preemptions": snapshot.num_preemptions,
+                "num_prompt_tokens_cached": snapshot.num_prompt_tokens_cached,
+                "kv_cache_usage": snapshot.kv_cache_usage,
                 "num_steps": snapshot.num_steps,
                 # The engine's clock is monotonic; scrapers want Unix time.
                 "last_step_time": time.time() - (time.monotonic() - snapshot.last_step_time),

@@ -19,8 +19,8 @@ class BearerTokens:
     def __init__(self, tokens: Iterable[str]) -> None:
         self._digests = [_digest(token.encode()) for token in tokens]
 
-    def check(self, authorization: bytes | None) -> None:
-        """Raise Unauthorized unless the header value names one of the tokens; `reason` on the error is for the metric.
+    def check(self, authorization: bytes | None) -> str:
+        """Return the digest of the token; raise TokenRefused unless it is one of ours, with a `reason` for the metric.
 
         Every digest is compared, each in constant time, so the time tells nothing about the tokens.
         """
@@ -33,6 +33,7 @@ class BearerTokens:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
             raise _unauthorized("unknown", "Incorrect API key provided.")
+        return digest.hex()
 
 
 class TokenRefused(Unauthorized):

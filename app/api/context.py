@@ -22,6 +22,7 @@ class RequestState:
     request_id: str
     start: float = field(default_factory=time.monotonic)
     route: str = "other"
+    salt: str = ""
     generation: Generation | None = None
 
     @classmethod
@@ -48,8 +49,9 @@ class Context:
         The generation is closed when the request is over, whatever happens in between.
         """
         model = self.registry.get(name)
-        generation = Generation(model, self._admit(model, num_sequences), self.metrics, operation)
-        RequestState.of(scope).generation = generation
+        state = RequestState.of(scope)
+        generation = Generation(model, self._admit(model, num_sequences), self.metrics, operation, state.salt)
+        state.generation = generation
         return generation
 
     def _admit(self, model: ServedModel, num_sequences: int) -> Admission:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from app.api.schemas.common import Usage
+from app.api.schemas.common import PromptTokensDetails, Usage
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
 from app.errors import EngineError, Unavailable
@@ -37,6 +37,7 @@ class Candidate:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     sum_logprob: float = 0.0
+    num_cached_tokens: int = 0
     first_token_time: float | None = None
     last_token_time: float | None = None
 
@@ -44,12 +45,13 @@ class Candidate:
 class Generation:
     """The candidates of one request. Use as `async with`: on any way out, what still runs is aborted and slots are returned."""
 
-    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str) -> None:
+    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str, salt: str = "") -> None:
         self.model = model
         self.candidates: list[Candidate] = []
         self._admission = admission
         self._metrics = metrics
         self._operation = operation
+        self._salt = salt
         self._start = time.monotonic()
         self._closed = False
 
@@ -65,7 +67,7 @@ class Generation:
             stop_token_ids=params.stop_token_ids,
             skip_special_tokens=not keep_special_tokens,
         )
-        stream = self._admission.submit(prompt.ids, params)
+        stream = self._admission.submit(prompt.ids, params, salt=self._salt)
         self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))
 
     async def deltas(self) -> AsyncIterator[tuple[Candidate, TextDelta]]:
@@ -101,6 +103,7 @@ class Generation:
         if output.finish_reason is FinishReason.ABORT:
             raise Unavailable("The server stopped before the answer was complete.")
         self._observe_tokens(candidate, len(output.token_ids))
+        candidate.num_cached_tokens = output.num_cached_tokens
         if output.prompt_logprobs:
             candidate.prompt_logprobs += output.prompt_logprobs
         if output.logprobs:
@@ -126,10 +129,12 @@ class Generation:
 
     def usage(self) -> Usage:
         """Count each prompt once, and every candidate's tokens: also those of candidates that are not returned."""
-        prompts = {id(candidate.prompt): candidate.prompt for candidate in self.candidates}
-        prompt_tokens = sum(len(prompt.ids) for prompt in prompts.values())
+        # The first candidate of each prompt: the others find their prompt in the cache because of it.
+        first = {id(candidate.prompt): candidate for candidate in reversed(self.candidates)}.values()
+        prompt_tokens = sum(len(candidate.prompt.ids) for candidate in first)
         completion_tokens = sum(candidate.output.num_tokens for candidate in self.candidates)
-        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+        cached = PromptTokensDetails(sum(candidate.num_cached_tokens for candidate in first))
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, cached)
 
     @property
     def time_to_first_token(self) -> float | None:

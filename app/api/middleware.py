@@ -50,7 +50,7 @@ class RequestMiddleware:
 
         try:
             if self._tokens is not None and scope["path"] not in PUBLIC_PATHS:
-                self._tokens.check(headers.get(b"authorization"))
+                state.salt = self._tokens.check(headers.get(b"authorization"))
             await self._app(scope, receive, send_with_headers)
         except TokenRefused as error:
             self._context.metrics.auth_failures.labels(error.reason).inc()

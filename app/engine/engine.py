@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
-from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
+from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("tfoai.engine")
 
@@ -37,6 +40,9 @@ class EngineSnapshot:
     num_prompt_tokens: int
     num_generation_tokens: int
     num_step_errors: int
+    num_preemptions: int
+    num_prompt_tokens_cached: int
+    kv_cache_usage: float
     last_step_time: float
 
 
@@ -44,9 +50,17 @@ class Engine(Protocol):
     """What the rest of tfoai sees of an engine."""
 
     def submit(
-        self, prompt_ids: SequenceOf[int], params: SamplingParams, on_done: Callable[[], None] | None = None
+        self,
+        prompt_ids: SequenceOf[int],
+        params: SamplingParams,
+        on_done: Callable[[], None] | None = None,
+        *,
+        salt: str = "",
     ) -> TokenStream:
-        """Queue one sequence; call on an event loop. Raise EngineDeadError if the engine has ended."""
+        """Queue one sequence; call on an event loop. Raise EngineDeadError if the engine has ended.
+
+        Sequences share cached prompts only under the same `salt`.
+        """
         ...
 
     def abort(self, seq_id: int) -> None:
@@ -105,6 +119,7 @@ class EngineThread:
         self._ids = itertools.count()
         self._dead: Exception | None = None
         self._num_steps = self._num_prompt_tokens = self._num_generation_tokens = self._num_step_errors = 0
+        self._num_prompt_tokens_cached = 0
         self._last_step_time = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -116,11 +131,16 @@ class EngineThread:
         return self._dead
 
     def submit(
-        self, prompt_ids: SequenceOf[int], params: SamplingParams, on_done: Callable[[], None] | None = None
+        self,
+        prompt_ids: SequenceOf[int],
+        params: SamplingParams,
+        on_done: Callable[[], None] | None = None,
+        *,
+        salt: str = "",
     ) -> TokenStream:
         if self._dead is not None:
             raise EngineDeadError(str(self._dead)) from self._dead
-        seq = Sequence(next(self._ids), prompt_ids, params, decoder_start_ids=self._decoder_start_ids)
+        seq = Sequence(next(self._ids), prompt_ids, params, decoder_start_ids=self._decoder_start_ids, salt=salt)
         stream = TokenStream(self.abort, seq.seq_id, on_done)
         self._inbox.put(_Submit(seq, stream))
         if self._dead is not None:  # it died between the check and the put: nobody will read the inbox
@@ -142,6 +162,9 @@ class EngineThread:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_generation_tokens,
             num_step_errors=self._num_step_errors,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_prompt_tokens_cached=self._num_prompt_tokens_cached,
+            kv_cache_usage=0.0 if self._scheduler.ledger is None else self._scheduler.ledger.usage,
             last_step_time=self._last_step_time,
         )
 
@@ -190,6 +213,8 @@ class EngineThread:
                 self._commit(part, output)
         for seq in self._scheduler.retire():
             self._runner.release(seq.seq_id)
+        if not self._scheduler.has_work:
+            self._scheduler.check_integrity()
         self._num_steps += 1
         self._last_step_time = time.monotonic()
 
@@ -218,12 +243,14 @@ class EngineThread:
             seq = scheduled.seq
             prompt_logprobs = None
             if seq.seq_id in output.prompt_logits:
-                prompt_logprobs = self._sampler.prompt_logprobs(seq, output.prompt_logits[seq.seq_id])
-            if seq.num_generation_tokens == 0:
-                # For an encoder-decoder model the prompt is what the encoder read, all of it in the first step.
-                self._num_prompt_tokens += scheduled.num_new_tokens if seq.encoder_ids is None else len(seq.encoder_ids)
+                prompt_logprobs = self._new_prompt_logprobs(seq, output.prompt_logits[seq.seq_id])
             completes = scheduled.completes
+            if completes and seq.num_generation_tokens == 0:
+                # For an encoder-decoder model the prompt is what the encoder read.
+                self._num_prompt_tokens += len(seq.prompt_ids)
+                self._num_prompt_tokens_cached += seq.num_cached_tokens
             seq.num_computed_tokens += scheduled.num_new_tokens
+            self._scheduler.commit(seq)
             result = next(sampled) if completes else Sampled([])
             if isinstance(result, Exception):
                 self._num_step_errors += 1
@@ -237,7 +264,25 @@ class EngineThread:
             if reason is not None:
                 seq.finish(reason)
             if result.token_ids or prompt_logprobs or reason is not None:
-                self._emit(seq, StepOutput(seq.seq_id, result.token_ids, reason, result.logprobs, prompt_logprobs))
+                self._emit(
+                    seq,
+                    StepOutput(
+                        seq.seq_id,
+                        result.token_ids,
+                        reason,
+                        result.logprobs,
+                        prompt_logprobs,
+                        num_cached_tokens=seq.num_cached_tokens,
+                    ),
+                )
+
+    def _new_prompt_logprobs(self, seq: Sequence, logits: "torch.Tensor") -> list[TokenLogprobs | None]:
+        """Score this step's part of the prompt; leave out what was given out before a preemption."""
+        entries = self._sampler.prompt_logprobs(seq, logits)
+        first = seq.num_computed_tokens + 1 if seq.num_computed_tokens else 0
+        entries = entries[max(0, seq.num_scored_tokens - first) :]
+        seq.num_scored_tokens += len(entries)
+        return entries
 
     def _append(self, seq: Sequence, result: Sampled) -> None:
         if seq.beam_search is None:

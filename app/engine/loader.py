@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
@@ -20,6 +20,9 @@ from app.engine.generation import (
     generation_defaults,
     merged_generation_config,
 )
+from app.engine.kv_cache import BlockLedger
+from app.engine.memory import kv_cache_blocks
+from app.engine.paged import BLOCK_SIZE, PagedRunner, UnsuitableModelError, verify
 from app.engine.progress import ProgressHook
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
@@ -63,8 +66,11 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     generation_config = merged_generation_config(model, settings.generate_config, f"{path}.GENERATE_CONFIG")
     defaults = generation_defaults(generation_config)
     start_ids = decoder_start_ids(model, generation_config, f"{path}.GENERATE_CONFIG")
+    context_length = _context_length(model, settings.max_model_len, path)
     processors = ProcessorFactory(model, generation_config)
-    runner = SequentialRunner(model, generation_config)
+    runner, ledger = _runner(model, generation_config, settings, context_length, name)
+    if ledger is not None:
+        context_length = min(context_length, ledger.num_blocks * ledger.block_size)
     engine = EngineThread(
         runner,
         BatchSampler(processors if processors.needed or defaults.num_beams > 1 else None),
@@ -72,6 +78,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
             chunked_prefill=runner.supports_chunked_prefill,
+            ledger=ledger,
         ),
         decoder_start_ids=start_ids,
         name=f"engine-{name}",
@@ -94,11 +101,34 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
         defaults=defaults,
         is_encoder_decoder=start_ids is not None,
         num_decoder_start_tokens=len(start_ids or []),
-        context_length=_context_length(model, settings.max_model_len, path),
+        context_length=context_length,
         vocab_size=embeddings.weight.shape[0],
         runner=runner.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _runner(
+    model: PreTrainedModel, generation_config: GenerationConfig, settings: ModelSettings, context_length: int, name: str
+) -> tuple[SequentialRunner | PagedRunner, BlockLedger | None]:
+    """Return the paged runner with its ledger if the model runs faithfully in paged batches, else the sequential one."""
+    try:
+        if (generation_config.num_beams or 1) > 1:
+            raise UnsuitableModelError("it decodes with beam search")
+        runner = verify(model)
+    except UnsuitableModelError as reason:
+        logger.info("model.sequential", extra={"model": name, "reason": f"one sequence at a time, because {reason}"})
+        return SequentialRunner(model, generation_config), None
+    num_blocks = kv_cache_blocks(
+        model.device,
+        runner.memory.bytes_per_slot * BLOCK_SIZE,
+        max_num_seqs=settings.max_num_seqs,
+        blocks_per_seq=-(-context_length // BLOCK_SIZE),
+        fraction=settings.kv_cache_memory_fraction,
+    )
+    return PagedRunner(model, num_blocks, runner.memory), BlockLedger(
+        num_blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache
     )
 
 

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from app.engine.kv_cache import BlockLedger
 from app.engine.sequence import Sequence, SequenceStatus
 
 
@@ -26,16 +27,28 @@ class Scheduler:
     Running sequences come first in a batch, so a new prompt never delays a stream that is running by more than its share of
     the token budget. `chunked_prefill` False is for runners that compute a prompt in one piece: then at most one prompt
     exceeds what is left of the budget, and it is the last one of its batch.
+
+    With a `ledger`, a sequence runs only while it has blocks for its tokens. When they run out, the sequence that came last is
+    preempted: its blocks are taken, and it waits, first in line, to be computed again. It never fails for that.
     """
 
-    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int, chunked_prefill: bool) -> None:
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        chunked_prefill: bool,
+        ledger: BlockLedger | None = None,
+    ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError("max_num_seqs and max_num_batched_tokens must be at least 1")
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.chunked_prefill = chunked_prefill
+        self.ledger = ledger
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
@@ -51,36 +64,27 @@ class Scheduler:
         """
         batch: list[ScheduledSequence] = []
         budget = self.max_num_batched_tokens
-        # Decode before prefill: those streams have a reader who waits for the next token.
+        # Decode before prefill: those streams have a reader who waits for the next token. (sorted keeps the order of arrival.)
         for seq in sorted(self.running, key=lambda seq: seq.num_new_tokens > 1):
-            budget = self._take(seq, budget, batch)
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting.popleft()
-            seq.status = SequenceStatus.RUNNING
-            if seq.first_scheduled_time is None:
-                seq.first_scheduled_time = time.monotonic()
-            self.running.append(seq)
-            budget = self._take(seq, budget, batch)
+            if budget > 0 and seq.status is SequenceStatus.RUNNING and self._make_room(seq, self._share(seq, budget), batch):
+                budget -= self._take(seq, budget, batch)
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs and self._admit(self.waiting[0]):
+            budget -= self._take(self.running[-1], budget, batch)
         return batch
 
-    def _take(self, seq: Sequence, budget: int, batch: list[ScheduledSequence]) -> int:
-        """Put what fits of `seq` into the batch; return what is left of the budget."""
-        if budget <= 0:
-            return 0
-        num_new_tokens = min(seq.num_new_tokens, budget) if self.chunked_prefill else seq.num_new_tokens
-        batch.append(ScheduledSequence(seq, num_new_tokens))
-        return budget - num_new_tokens
+    def commit(self, seq: Sequence) -> None:
+        """Take note that more of a sequence's tokens are computed."""
+        if self.ledger is not None:
+            self.ledger.commit(seq)
 
     def abort(self, seq_id: int) -> Sequence | None:
         """Take a sequence out, wherever it is; None if it is not here (it may have finished just before)."""
-        for seq in self.running:
-            if seq.seq_id == seq_id:
-                self.running.remove(seq)
-                return seq
-        for seq in self.waiting:
-            if seq.seq_id == seq_id:
-                self.waiting.remove(seq)
-                return seq
+        for place in (self.running, self.waiting):
+            for seq in place:
+                if seq.seq_id == seq_id:
+                    place.remove(seq)
+                    self._release(seq)
+                    return seq
         return None
 
     def retire(self) -> list[Sequence]:
@@ -88,11 +92,82 @@ class Scheduler:
         finished = [seq for seq in self.running if seq.is_finished]
         if finished:
             self.running = [seq for seq in self.running if not seq.is_finished]
+            for seq in finished:
+                self._release(seq)
         return finished
 
     def drain(self) -> list[Sequence]:
         """Empty everything and return it: the engine is going away."""
         everything = [*self.running, *self.waiting]
+        for seq in everything:
+            self._release(seq)
         self.running = []
         self.waiting.clear()
         return everything
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError if a block is lost or owned twice."""
+        if self.ledger is not None:
+            self.ledger.check_integrity([*self.running, *self.waiting])
+
+    def _share(self, seq: Sequence, budget: int) -> int:
+        return min(seq.num_new_tokens, budget) if self.chunked_prefill else seq.num_new_tokens
+
+    def _take(self, seq: Sequence, budget: int, batch: list[ScheduledSequence]) -> int:
+        """Put what fits of `seq` into the batch; return how many tokens that is."""
+        num_new_tokens = self._share(seq, budget)
+        batch.append(ScheduledSequence(seq, num_new_tokens))
+        return num_new_tokens
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Move the first waiting sequence to the running ones, if its whole prompt has room."""
+        if self.ledger is not None:
+            if any(_computes_the_prompt_of(other, seq) for other in self.running):
+                return False  # one step later its blocks can be shared
+            seq.num_computed_tokens = self.ledger.match_prefix(seq)
+            if self.ledger.num_missing(seq, seq.num_tokens) > self.ledger.num_available:
+                self._release(seq)
+                return False
+            self.ledger.allocate(seq, seq.num_tokens)
+        self.waiting.popleft()
+        seq.status = SequenceStatus.RUNNING
+        if seq.first_scheduled_time is None:
+            seq.first_scheduled_time = time.monotonic()
+            seq.num_cached_tokens = seq.num_computed_tokens
+        self.running.append(seq)
+        return True
+
+    def _make_room(self, seq: Sequence, num_new_tokens: int, batch: list[ScheduledSequence]) -> bool:
+        """Get blocks for the next tokens of a running sequence; False if it had to be preempted itself."""
+        if self.ledger is None:
+            return True
+        while not self.ledger.allocate(seq, seq.num_computed_tokens + num_new_tokens):
+            scheduled = {scheduled.seq.seq_id for scheduled in batch}
+            victim = next(other for other in reversed(self.running) if other.seq_id not in scheduled)
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._release(seq)
+        seq.status = SequenceStatus.WAITING
+        self.waiting.appendleft(seq)
+        self.num_preemptions += 1
+
+    def _release(self, seq: Sequence) -> None:
+        if self.ledger is not None:
+            self.ledger.release(seq)
+            seq.num_computed_tokens = 0
+
+
+def _computes_the_prompt_of(running: Sequence, waiting: Sequence) -> bool:
+    """True while a running sequence is still at the prompt that a waiting one has too (choices of one request, say)."""
+    return (
+        running.num_computed_tokens < len(running.prompt_ids)
+        and running.prompt_ids == waiting.prompt_ids
+        and running.salt == waiting.salt
+        and waiting.params.prompt_logprobs is None
+        and waiting.num_computed_tokens == 0
+    )

@@ -74,7 +74,7 @@ class StepOutput:
 
     `logprobs` runs parallel to `token_ids` when the sequence asked for them. `prompt_logprobs` comes before the first token,
     in as many pieces as the prompt has chunks: one entry per prompt token in all, None for the first. `error` is set with
-    FinishReason.ERROR.
+    FinishReason.ERROR. `num_cached_tokens` of the prompt came from the prefix cache.
     """
 
     seq_id: int
@@ -83,6 +83,7 @@ class StepOutput:
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: Exception | None = None
+    num_cached_tokens: int = 0
 
 
 class Sequence:
@@ -96,16 +97,22 @@ class Sequence:
     __slots__ = (
         "arrival_time",
         "beam_search",
+        "block_hashes",
+        "block_table",
         "encoder_ids",
         "error",
         "finish_reason",
         "first_scheduled_time",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_decoder_prompt_tokens",
+        "num_named_blocks",
+        "num_scored_tokens",
         "params",
         "processors",
         "prompt_ids",
         "rng",
+        "salt",
         "seq_id",
         "status",
         "token_counts",
@@ -119,6 +126,7 @@ class Sequence:
         params: SamplingParams,
         *,
         decoder_start_ids: SequenceOf[int] | None = None,
+        salt: str = "",
     ) -> None:
         self.seq_id = seq_id
         self.prompt_ids = tuple(prompt_ids)
@@ -127,6 +135,10 @@ class Sequence:
         self.token_ids = list(prompt_ids if decoder_start_ids is None else decoder_start_ids)
         self.num_decoder_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        # Prompt tokens that were in the prefix cache when the sequence was first scheduled.
+        self.num_cached_tokens = 0
+        # Prompt tokens whose logprobs are given out: a preempted prompt is computed again, but scored once.
+        self.num_scored_tokens = 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
@@ -134,6 +146,11 @@ class Sequence:
         self.rng = random.Random(None if params.seed is None else f"{params.seed}/{params.choice}")
         self.arrival_time = time.monotonic()
         self.first_scheduled_time: float | None = None
+        # The ledger's: blocks in order, how many of them are named, and the chain of their names.
+        self.block_table: list[int] = []
+        self.num_named_blocks = 0
+        self.block_hashes: list[int] = []
+        self.salt = salt
         # Private to the sampler, kept here so that they die with the sequence.
         self.token_counts: Any = None
         self.processors: Any = None

@@ -58,6 +58,7 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
         "max_position_embeddings": 512,
     }  # fmt: skip
+    grouped = common | {"num_key_value_heads": 2}
     seq2seq = {
         "vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": PAD,
         "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -67,6 +68,35 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     makers: dict[str, Any] = {
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**common | overrides)),
         "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**common | {"num_key_value_heads": 2, "head_dim": 8} | overrides)),
+        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**grouped | overrides)),
+        "qwen3_moe": lambda: t.Qwen3MoeForCausalLM(
+            t.Qwen3MoeConfig(**grouped, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **overrides)
+        ),
+        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=32, **overrides)),
+        "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**grouped, num_local_experts=4, **overrides)),
+        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**grouped, head_dim=8, sliding_window=16, **overrides)),
+        "gemma3_text": lambda: t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**grouped | {"num_hidden_layers": 6}, head_dim=8, sliding_window=16, **overrides)
+        ),
+        "phi3": lambda: t.Phi3ForCausalLM(t.Phi3Config(**grouped, **overrides)),
+        "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**common | overrides)),
+        "gpt_oss": lambda: t.GptOssForCausalLM(
+            t.GptOssConfig(**grouped, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=16, **overrides)
+        ),
+        "falcon": lambda: t.FalconForCausalLM(
+            t.FalconConfig(**{key: value for key, value in common.items() if key != "intermediate_size"}, **overrides)
+        ),
+        "bloom": lambda: t.BloomForCausalLM(
+            t.BloomConfig(
+                vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
+            )
+        ),
+        "olmo2": lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**common | overrides)),
+        "cohere": lambda: t.CohereForCausalLM(t.CohereConfig(**common | overrides)),
+        "starcoder2": lambda: t.Starcoder2ForCausalLM(t.Starcoder2Config(**grouped, **overrides)),
+        "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**common | overrides)),
+        "smollm3": lambda: t.SmolLM3ForCausalLM(t.SmolLM3Config(**grouped, **overrides)),
+        "stablelm": lambda: t.StableLmForCausalLM(t.StableLmConfig(**common | overrides)),
         "gpt2": lambda: t.GPT2LMHeadModel(
             t.GPT2Config(
                 vocab_size=VOCAB_SIZE,

@@ -1,0 +1,48 @@
+"""Owns how large KV memory is: what is free on the model's device, and the share of it that is taken. Knows no owners."""
+
+from pathlib import Path
+
+import torch
+
+# On a GPU the memory is there for that; on a CPU it belongs to others too.
+DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.3}
+
+
+def kv_cache_blocks(
+    device: torch.device, bytes_per_block: int, *, max_num_seqs: int, blocks_per_seq: int, fraction: float | None
+) -> int:
+    """Return the number of blocks: enough for every sequence at full length, or what `fraction` of the free memory holds.
+
+    Never fewer than one sequence at full length needs, as far as memory allows: then long sequences still run, one by one.
+    """
+    share = DEFAULT_FRACTION.get(device.type, 0.5) if fraction is None else fraction
+    affordable = int(free_memory(device) * share) // bytes_per_block
+    return max(1, min(max_num_seqs * blocks_per_seq, affordable))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a model's device can still give."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    available = _meminfo_available()
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    return available if limit is None else min(available, limit - (used or 0))
+
+
+def _meminfo_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
+
+
+def _cgroup(name: str) -> int | None:
+    """Return a number of this container's control group (version 2), None if there is no limit."""
+    path = Path("/sys/fs/cgroup") / name
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return None if text == "max" else int(text)
