@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or arguments that argparse refuses
         return stop.code if isinstance(stop.code, int) else 2
     if not check and parsed.version:
-        _say(f"tfoai {_version()}", sys.stdout)
+        from app.versions import package_version
+
+        _say(f"tfoai {package_version('tfoai')}", sys.stdout)
         return 0
 
     # Late, so that --help and --version do not wait for it.
@@ -74,15 +76,6 @@ def _check_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", type=Path, default=Path("config.json"), help=_CONFIG_HELP)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("tfoai")
-    except PackageNotFoundError:  # run from a checkout
-        return "0.0.0+unknown"
 
 
 def _say(line: str, stream: TextIO) -> None:

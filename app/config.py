@@ -49,11 +49,14 @@ class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """DECODE_CONFIG. Its keys keep the names that the tokenizer gives them."""
 
     skip_special_tokens: Annotated[
-        bool, doc("Leave special tokens such as the end of the sequence out of the text.", "true or false")
+        bool, doc("Leave special tokens out of the text; the token that ends a sequence is never part of it.", "true or false")
     ] = True
     clean_up_tokenization_spaces: Annotated[
         bool | None,
-        doc("Take out spaces before punctuation; null leaves it to the tokenizer.", "true, false or null"),
+        doc(
+            "Take out spaces before punctuation, for tokenizers that want it; null leaves it to the tokenizer.",
+            "true, false or null",
+        ),
     ] = None
 
 

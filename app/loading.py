@@ -4,16 +4,14 @@ torch and transformers are imported when a model is loaded, not before, so that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from app.config import ModelSettings
 from app.demo import DEMO_MODELS
-from app.engine.defaults import GenerationDefaults
-from app.engine.engine import Engine
+from app.engine.loaded import LoadedModel
 from app.errors import ConfigError
 from app.logs import adopt_library_logs
 
@@ -22,21 +20,12 @@ if TYPE_CHECKING:
     from app.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(LoadedModel):
     """Everything that serves one loaded model."""
 
-    engine: Engine
     tokenizer: "Tokenizer"
     chat: "ChatTemplate"
-    defaults: GenerationDefaults
-    is_encoder_decoder: bool
-    num_decoder_start_tokens: int
-    context_length: int
-    vocab_size: int
-    runner: str
-    device: str
-    dtype: str
 
 
 class Loader(Protocol):
@@ -60,23 +49,5 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     except ConfigError:
         loaded.engine.stop()
         raise
-    return Loaded(
-        engine=loaded.engine,
-        tokenizer=tokenizer,
-        chat=ChatTemplate(tokenizer),
-        defaults=loaded.defaults,
-        is_encoder_decoder=loaded.is_encoder_decoder,
-        num_decoder_start_tokens=loaded.num_decoder_start_tokens,
-        context_length=loaded.context_length,
-        vocab_size=loaded.vocab_size,
-        runner=loaded.runner,
-        device=loaded.device,
-        dtype=loaded.dtype,
-    )
-
-
-def package_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"
+    facts = {field.name: getattr(loaded, field.name) for field in fields(loaded)}
+    return Loaded(tokenizer=tokenizer, chat=ChatTemplate(tokenizer), **facts)

@@ -23,7 +23,8 @@ from app.errors import (
     ModelNotFound,
     QueueFull,
 )
-from app.loading import Loaded, Loader, load_model, package_version
+from app.loading import Loaded, Loader, load_model
+from app.versions import package_version
 
 logger = logging.getLogger("tfoai.registry")
 
@@ -50,6 +51,7 @@ class ServedModel:
         self.is_draining = False
         self.capacity = settings.max_num_seqs + max_queue
         self.num_admitted = 0
+        self.system_fingerprint = ""
         self._loaded: Loaded | None = None
 
     @property
@@ -77,15 +79,11 @@ class ServedModel:
         """What serves this model, for those who only look at it."""
         return self._loaded
 
-    @property
-    def system_fingerprint(self) -> str:
-        """Return a stable name for everything that decides which tokens a seed gives."""
-        loaded = self.loaded
-        parts = [package_version("tfoai"), package_version("torch"), package_version("transformers")]
-        parts += [self.settings.name, loaded.dtype, loaded.device, loaded.runner]
-        return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
     def set_loaded(self, loaded: Loaded) -> None:
+        # A stable name for everything that decides which tokens a seed gives.
+        parts = [package_version(name) for name in ("tfoai", "torch", "transformers")]
+        parts += [self.settings.name, loaded.dtype, loaded.device, loaded.runner]
+        self.system_fingerprint = "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         self._loaded = loaded
         self.progress = 1.0
 
@@ -181,6 +179,8 @@ class Registry:
         self._load = load or load_model
         self.models = {name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()}
         self.is_draining = False
+        # Requests that are being answered, counted by the API: their last bytes may leave long after their engine's last step.
+        self.num_open_requests = 0
         self._thread: threading.Thread | None = None
 
     def start(self, on_error: Callable[[Exception], None]) -> None:
@@ -226,11 +226,8 @@ class Registry:
         for model in self.models.values():
             model.is_draining = True
 
-    @property
-    def num_admitted(self) -> int:
-        return sum(model.num_admitted for model in self.models.values())
-
     def stop(self) -> None:
+        """End all engines; waits for their present steps, so call it off the event loop while there is one."""
         for model in self.models.values():
             if model.loaded_or_none is not None:
                 model.loaded_or_none.engine.stop()

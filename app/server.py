@@ -15,14 +15,13 @@ import uvicorn
 from app.api.app import create_app
 from app.config import Config
 from app.errors import ConfigError
-from app.loading import package_version
 from app.logs import setup_logging
 from app.metrics import Metrics
 from app.registry import Registry
+from app.versions import package_version
 
 logger = logging.getLogger("tfoai.server")
 
-# After SIGTERM the pod stays in the Service's endpoints for a moment: keep the listener open meanwhile.
 POLL_SECONDS = 0.05
 
 
@@ -59,11 +58,12 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + self._drain_timeout
-        # Slots are counted, not signalled, so this looks again and again.
-        while self._registry.num_admitted and time.monotonic() < deadline:  # noqa: ASYNC110
+        # Requests are counted, not signalled, so this looks again and again.
+        while self._registry.num_open_requests and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
-        logger.info("drain.finished", extra={"aborted": self._registry.num_admitted})
-        self._registry.stop()
+        logger.info("drain.finished", extra={"aborted": self._registry.num_open_requests})
+        # What still runs ends with an error event, which uvicorn lets out before it exits.
+        await asyncio.to_thread(self._registry.stop)
         self.should_exit = True
 
 
@@ -110,9 +110,10 @@ def _bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            "HOST, PORT", f"{host} port {port}: {error.strerror}", "an address of this machine and a free port"
+            "HOST, PORT", f"{host} port {port}: {reason}", "an address of this machine and a free port"
         ) from error
     return bound
 

@@ -1,5 +1,6 @@
 """Owns create_app(): the routes, what wraps them, and the one map from errors to responses. Knows no endpoint's inside."""
 
+import dataclasses
 import logging
 import math
 import time
@@ -12,15 +13,16 @@ from litestar.exceptions import HTTPException
 
 from app.api import chat, completions, models, status
 from app.api.auth import BearerTokens
-from app.api.context import Context, RequestState
+from app.api.context import Context
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import assets_router, document, openapi_config
+from app.api.request_state import RequestState
 from app.api.requests import ClientDisconnected
 from app.config import Config
 from app.errors import Draining, InvalidRequest, NotFound, RequestError
-from app.loading import package_version
 from app.metrics import Metrics, ModelSample
 from app.registry import ModelState, Registry
+from app.versions import package_version
 
 logger = logging.getLogger("tfoai.api")
 
@@ -113,17 +115,7 @@ def _samples(registry: Registry) -> Iterable[ModelSample]:
                 "dtype": loaded.dtype,
             }
             snapshot = loaded.engine.snapshot()
-            numbers = {
-                "num_waiting": snapshot.num_waiting,
-                "num_running": snapshot.num_running,
-                "num_prompt_tokens": snapshot.num_prompt_tokens,
-                "num_generation_tokens": snapshot.num_generation_tokens,
-                "num_step_errors": snapshot.num_step_errors,
-                "num_preemptions": snapshot.num_preemptions,
-                "num_prompt_tokens_cached": snapshot.num_prompt_tokens_cached,
-                "kv_cache_usage": snapshot.kv_cache_usage,
-                "num_steps": snapshot.num_steps,
-                # The engine's clock is monotonic; scrapers want Unix time.
-                "last_step_time": time.time() - (time.monotonic() - snapshot.last_step_time),
-            }
+            numbers = dataclasses.asdict(snapshot)
+            # The engine's clock is monotonic; scrapers want Unix time.
+            numbers["last_step_time"] += time.time() - time.monotonic()
         yield ModelSample(model.name, {str(one): one is state for one in ModelState}, info, numbers)

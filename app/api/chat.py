@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from litestar import Request, post
 from msgspec import UNSET
 
-from app.api.completions import LOWEST_LOGPROB
 from app.api.context import Context, new_id
 from app.api.generate import Candidate, Generation, Prompt
 from app.api.openapi import documented
@@ -31,6 +30,7 @@ from app.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
+from app.api.schemas.common import LOWEST_LOGPROB
 from app.engine.sequence import FinishReason
 from app.text.output import TextDelta, TokenText
 
@@ -88,16 +88,17 @@ class _Answer:
         loaded = model.loaded
         request = body.sampling_request(
             loaded.vocab_size,
+            n=body.n or 1,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        ids = await asyncio.to_thread(loaded.chat.render, self._messages, self._tools)
+        ids, prefix = await asyncio.to_thread(loaded.chat.render, self._messages, self._tools)
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)
         model.check_length(len(ids), max_tokens, what="messages")
         prompt = Prompt(ids, "")
         for choice in range(body.n or 1):
-            parser = loaded.chat.parser(ids, self._tools)
+            parser = loaded.chat.parser(prefix, self._tools)
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
             self._generation.submit(prompt, params, stop=body.stop_texts, keep_special_tokens=parser.needs_special_tokens)

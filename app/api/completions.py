@@ -1,5 +1,6 @@
 """Owns /v1/completions and its legacy spelling /v1/engines/{model}/completions. Knows no chat."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 from litestar import Request, post
 
 from app.api.context import Context, new_id
-from app.api.generate import Candidate, Generation, Prompt, encode
+from app.api.generate import Candidate, Generation, Prompt
 from app.api.openapi import documented
 from app.api.requests import read_body, respond
-from app.api.schemas.common import check_token_id
+from app.api.schemas.common import LOWEST_LOGPROB, check_token_id
 from app.api.schemas.completions import (
     REFUSED,
     Completion,
@@ -18,6 +19,7 @@ from app.api.schemas.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from app.engine.sequence import SamplingParams
 from app.errors import InvalidRequest, UnsupportedParameter
 from app.registry import ServedModel
 from app.text.detokenizer import Detokenizer
@@ -25,8 +27,6 @@ from app.text.output import TextDelta, TokenText
 
 # OpenAI's default for max_tokens here.
 DEFAULT_MAX_TOKENS = 16
-# JSON has no infinity; OpenAI writes this for it.
-LOWEST_LOGPROB = -9999.0
 
 
 @post(
@@ -58,21 +58,21 @@ async def _complete(request: Request[Any, Any, Any], context: Context, body: Com
     return await respond(request, _Answer(body, generation, prompts), stream=bool(body.stream))
 
 
-async def _encode(model: ServedModel, prompts: list[str | list[int]]) -> list[Prompt]:
-    """Return the prompts as ids: texts get the tokenizer's special tokens, ids are taken as they are."""
+async def _encode(model: ServedModel, prompts: list[str | list[int]], *, with_text: bool) -> list[Prompt]:
+    """Return the prompts as ids, made off the event loop: texts get the tokenizer's special tokens, ids are taken as they are.
+
+    `with_text` asks for the text of prompts that came as ids.
+    """
     loaded = model.loaded
-    encoded: list[Prompt] = []
-    for index, prompt in enumerate(prompts):
+
+    def one(index: int, prompt: str | list[int]) -> Prompt:
         if isinstance(prompt, str):
-            (one,) = await encode(model, [prompt])
-            if not one.ids:
-                one = Prompt(_beginning_of_text(model), prompt)
-        else:
-            for token_id in prompt:
-                check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
-            one = Prompt(prompt, loaded.tokenizer.decode(prompt))
-        encoded.append(one)
-    return encoded
+            return Prompt(loaded.tokenizer.encode(prompt) or _beginning_of_text(model), prompt)
+        for token_id in prompt:
+            check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
+        return Prompt(prompt, loaded.tokenizer.decode(prompt) if with_text else "")
+
+    return await asyncio.to_thread(lambda: [one(index, prompt) for index, prompt in enumerate(prompts)])
 
 
 def _beginning_of_text(model: ServedModel) -> list[int]:
@@ -102,33 +102,38 @@ class _Answer:
             raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
         request = body.sampling_request(
             loaded.vocab_size,
+            n=body.num_candidates,
             # Candidates are ranked by their tokens' logprobs.
             logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
         )
-        for prompt in await _encode(model, self._prompts):
+        checked: list[tuple[Prompt, SamplingParams]] = []
+        for prompt in await _encode(model, self._prompts, with_text=bool(body.echo)):
             max_tokens = body.max_tokens
             if max_tokens is None:
                 max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
             model.check_length(len(prompt.ids), max_tokens, what="prompt")
             for choice in range(body.num_candidates):
-                params = model.resolve(request, max_tokens=max_tokens, choice=choice)
-                self._generation.submit(prompt, params, stop=body.stop_texts)
+                checked.append((prompt, model.resolve(request, max_tokens=max_tokens, choice=choice)))
+        # Only now, so that a prompt which is refused leaves nothing running.
+        for prompt, params in checked:
+            self._generation.submit(prompt, params, stop=body.stop_texts)
 
     async def whole(self) -> Completion:
         tokens: dict[int, list[TokenText]] = {}
         async for candidate, delta in self._generation.deltas():
             tokens.setdefault(candidate.index, []).extend(delta.tokens)
-        choices = [
-            CompletionChoice(
-                index,
-                self._prefix(candidate) + candidate.text,
-                self._logprobs(candidate, tokens.get(candidate.index, []), with_prompt=True),
-                _finish_reason(candidate),
-            )
-            for index, candidate in enumerate(self._best())
-        ]
+        # Off the event loop: to score long prompts, every token of them is decoded.
+        choices = await asyncio.to_thread(lambda: [self._choice(*pair, tokens) for pair in enumerate(self._best())])
         return self._completion(choices, usage=self._generation.usage())
+
+    def _choice(self, index: int, candidate: Candidate, tokens: dict[int, list[TokenText]]) -> CompletionChoice:
+        return CompletionChoice(
+            index,
+            self._prefix(candidate) + candidate.text,
+            self._logprobs(candidate, tokens.get(candidate.index, []), with_prompt=True),
+            _finish_reason(candidate),
+        )
 
     async def chunks(self) -> AsyncIterator[Completion]:
         options = self._body.stream_options

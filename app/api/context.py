@@ -1,40 +1,15 @@
-"""Owns what handlers share: the server's Context, and the RequestState that lives as long as one request. Knows no endpoint."""
+"""Owns what handlers share: configuration, registry, metrics, and how a request for sequences begins and ends."""
 
-import re
 import secrets
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from app.api.generate import Generation
+from app.api.request_state import RequestState
 from app.config import Config
 from app.errors import Draining, EngineDead, InvalidRequest, ModelLoading, QueueFull
 from app.metrics import Metrics
 from app.registry import Admission, Registry, ServedModel
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-@dataclass(slots=True)
-class RequestState:
-    """One request's own facts; the outermost middleware makes it, closes its generation and logs it."""
-
-    request_id: str
-    start: float = field(default_factory=time.monotonic)
-    route: str = "other"
-    salt: str = ""
-    generation: Generation | None = None
-
-    @classmethod
-    def of(cls, scope: Any) -> "RequestState":
-        state: RequestState = scope["tfoai"]
-        return state
-
-    @classmethod
-    def new(cls, wanted_id: bytes | None) -> "RequestState":
-        """Use the caller's x-request-id if it is harmless. Ids of engine sequences never come from here."""
-        wanted = (wanted_id or b"").decode("latin-1")
-        return cls(wanted if _REQUEST_ID.fullmatch(wanted) else "req_" + secrets.token_hex(12))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +25,16 @@ class Context:
         """
         model = self.registry.get(name)
         state = RequestState.of(scope)
-        generation = Generation(model, self._admit(model, num_sequences), self.metrics, operation, state.salt)
+        generation = Generation(model, self._admit(model, num_sequences), self.metrics, operation, state)
         state.generation = generation
+        self.registry.num_open_requests += 1
         return generation
+
+    def end(self, state: RequestState) -> None:
+        """Close what `begin` has begun; the outermost middleware calls it at the end of every request."""
+        if state.generation is not None:
+            state.generation.close()
+            self.registry.num_open_requests -= 1
 
     def _admit(self, model: ServedModel, num_sequences: int) -> Admission:
         reasons = {

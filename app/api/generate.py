@@ -4,17 +4,21 @@ Knows neither the shape of requests nor that of answers.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from app.api.request_state import RequestState
 from app.api.schemas.common import PromptTokensDetails, Usage
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
 from app.errors import EngineError, Unavailable
 from app.metrics import Metrics
-from app.registry import Admission, ServedModel
+from app.registry import RETRY_QUEUE, Admission, ServedModel
 from app.text.output import OutputProcessor, TextDelta
+
+logger = logging.getLogger("tfoai.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +47,15 @@ class Candidate:
 
 
 class Generation:
-    """The candidates of one request. Use as `async with`: on any way out, what still runs is aborted and slots are returned."""
+    """The candidates of one request. Whoever makes it closes it: what still runs is then aborted and slots are returned."""
 
-    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str, salt: str = "") -> None:
+    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str, state: RequestState) -> None:
         self.model = model
         self.candidates: list[Candidate] = []
         self._admission = admission
         self._metrics = metrics
         self._operation = operation
-        self._salt = salt
+        self._state = state
         self._start = time.monotonic()
         self._closed = False
 
@@ -67,7 +71,7 @@ class Generation:
             stop_token_ids=params.stop_token_ids,
             skip_special_tokens=not keep_special_tokens,
         )
-        stream = self._admission.submit(prompt.ids, params, salt=self._salt)
+        stream = self._admission.submit(prompt.ids, params, salt=self._state.salt)
         self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))
 
     async def deltas(self) -> AsyncIterator[tuple[Candidate, TextDelta]]:
@@ -76,9 +80,10 @@ class Generation:
             # The usual case, without a task per token.
             (only,) = self.candidates
             async for output in only.stream:
-                yield only, self._process(only, output)
+                delta = self._process(only, output)
                 if only.output.is_done:
-                    return
+                    only.stream.close()
+                yield only, delta
             return
         readers = {asyncio.ensure_future(anext(candidate.stream)): candidate for candidate in self.candidates}
         try:
@@ -98,17 +103,26 @@ class Generation:
 
     def _process(self, candidate: Candidate, output: StepOutput) -> TextDelta:
         if output.finish_reason is FinishReason.ERROR:
+            candidate.finish_reason = output.finish_reason
             # What went wrong inside is for the log; the client gets a fixed sentence.
-            raise EngineError("The model failed on this request. It was not your fault; please try again.")
+            request_id = self._state.request_id
+            logger.error(
+                "request.failed", extra={"request_id": request_id, "model": self.model.name, "error": str(output.error)}
+            )
+            raise EngineError(f"The model failed on this request. Its operator can find it as {request_id} in the log.")
         if output.finish_reason is FinishReason.ABORT:
-            raise Unavailable("The server stopped before the answer was complete.")
+            candidate.finish_reason = output.finish_reason
+            raise Unavailable("The server stopped before the answer was complete.", retry_after=RETRY_QUEUE)
         self._observe_tokens(candidate, len(output.token_ids))
         candidate.num_cached_tokens = output.num_cached_tokens
         if output.prompt_logprobs:
             candidate.prompt_logprobs += output.prompt_logprobs
-        if output.logprobs:
-            candidate.sum_logprob += sum(entry.logprob for entry in output.logprobs)
+        num_before = candidate.output.num_tokens
         delta = candidate.output.process(output)
+        if output.logprobs:
+            # Tokens behind a stop string do not count; how many there are depends on how outputs were merged.
+            counted = output.logprobs[: candidate.output.num_tokens - num_before]
+            candidate.sum_logprob += sum(entry.logprob for entry in counted)
         candidate.text += delta.text
         if delta.finish_reason is not None:
             candidate.finish_reason = delta.finish_reason
@@ -167,16 +181,3 @@ class Generation:
             metrics.generation_tokens.labels(name).observe(usage.completion_tokens)
             metrics.request_duration.labels(name, self._operation).observe(time.monotonic() - self._start)
             metrics.legacy.add(name, usage.prompt_tokens, usage.completion_tokens)
-
-    async def __aenter__(self) -> "Generation":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-
-async def encode(model: ServedModel, texts: Sequence[str]) -> list[Prompt]:
-    """Tokenize plain prompts off the event loop."""
-    tokenizer = model.loaded.tokenizer
-    encoded = await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
-    return [Prompt(ids, text) for ids, text in zip(encoded, texts, strict=True)]

@@ -12,7 +12,9 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
-from app.api.context import Context, RequestState
+from app.api.context import Context
+from app.api.request_state import RequestState
+from app.engine.sequence import FinishReason
 from app.errors import RequestError
 
 logger = logging.getLogger("tfoai.access")
@@ -56,8 +58,7 @@ class RequestMiddleware:
             self._context.metrics.auth_failures.labels(error.reason).inc()
             await _send_error(send_with_headers, error, [(b"www-authenticate", b"Bearer")])
         finally:
-            if state.generation is not None:
-                state.generation.close()
+            self._context.end(state)
             self._record(scope, state, status)
 
     def _record(self, scope: Any, state: RequestState, status: int) -> None:
@@ -84,7 +85,8 @@ class RequestMiddleware:
                 "finish_reason": ",".join(sorted({str(one.finish_reason or "abort") for one in generation.candidates})),
                 "ttft_ms": None if first is None else round(1000 * first, 1),
             }
-            if any(one.finish_reason is None for one in generation.candidates):
+            reasons = {one.finish_reason for one in generation.candidates}
+            if status in (200, 499) and None in reasons and not reasons & {FinishReason.ERROR, FinishReason.ABORT}:
                 metrics.disconnects.labels(generation.model.name).inc()
         # Probes come every few seconds and say nothing new.
         logger.log(logging.DEBUG if scope["path"] in PUBLIC_PATHS else logging.INFO, "request.finished", extra=fields)

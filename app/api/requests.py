@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import InternalServerException
 
 from app.api.schemas.common import decode_body
 from app.api.sse import event_stream
@@ -33,7 +34,11 @@ async def read_body(
     if content_type.partition(";")[0].strip().lower() != "application/json":
         found = f"'{content_type[:80]}'" if content_type else "nothing"
         raise UnsupportedMediaType(f"Content-Type must be application/json; found {found}.")
-    return decode_body(await request.body(), kind, refused, defaults or {})
+    try:
+        body = await request.body()
+    except InternalServerException as error:  # Litestar's word for a client that stopped in the middle of its body
+        raise ClientDisconnected from error
+    return decode_body(body, kind, refused, defaults or {})
 
 
 async def unless_disconnected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:

@@ -78,7 +78,7 @@ class GenerationDefaults:
             _refuse_with_beams(request)
         return SamplingParams(
             max_tokens=max_tokens,
-            min_tokens=_first(request.min_tokens, self.min_new_tokens),
+            min_tokens=_first(request.min_tokens, min(self.min_new_tokens, max_tokens)),
             temperature=temperature,
             top_p=_first(request.top_p, self.top_p),
             top_k=_first(request.top_k, self.top_k),

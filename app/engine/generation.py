@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from app.engine.defaults import GenerationDefaults
-from app.engine.sequence import Sequence
+from app.engine.sequence import SamplingParams, Sequence
 from app.errors import ConfigError
 
 # Options that the engine itself honours.
@@ -75,6 +75,11 @@ def merged_generation_config(model: PreTrainedModel, generate_config: Mapping[st
         merged.update(**generate_config)
     except ValueError as error:
         raise ConfigError(path, f"a combination that transformers refuses ({error})", "valid generation options") from error
+    # How generate() would hold its own cache is no business of a server that has its own.
+    merged.cache_implementation = None
+    merged.use_cache = True
+    if merged.do_sample and (merged.num_beams or 1) > 1:
+        raise ConfigError(path, "do_sample with num_beams above 1", "one of the two (tfoai has no beam sampling)")
     for name, neutral in _REFUSED.items():
         if _is_set(merged, name, neutral):
             value = getattr(merged, name)
@@ -135,6 +140,16 @@ class ProcessorFactory:
         self._model = cast(Any, model)
         self._config = config
         self.needed = any(_is_set(config, name, neutral) for name, neutral in _PROCESSORS.items())
+
+    def check(self, vocab_size: int, start_ids: list[int] | None, path: str) -> None:
+        """Run every processor once, so that a wrong value stops the start and not each request; raise ConfigError."""
+        try:
+            seq = Sequence(0, [0], SamplingParams(max_tokens=4), decoder_start_ids=start_ids)
+            scores = torch.zeros(1, vocab_size, device=self._model.device)
+            for processor in self(seq):
+                scores = processor(torch.tensor([seq.token_ids], device=scores.device), scores)
+        except Exception as error:
+            raise ConfigError(path, f"options that do not work ({type(error).__name__}: {error})", "values that do") from error
 
     def __call__(self, seq: Sequence) -> Processors:
         config = copy.copy(self._config)

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
-from app.engine.defaults import GenerationDefaults
 from app.engine.engine import EngineThread
 from app.engine.generation import (
     ProcessorFactory,
@@ -21,6 +19,7 @@ from app.engine.generation import (
     merged_generation_config,
 )
 from app.engine.kv_cache import BlockLedger
+from app.engine.loaded import LoadedModel
 from app.engine.memory import kv_cache_blocks
 from app.engine.paged import BLOCK_SIZE, PagedRunner, UnsuitableModelError, verify
 from app.engine.progress import ProgressHook
@@ -39,21 +38,6 @@ MAX_NUM_BATCHED_TOKENS = 2048
 _CONTEXT_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model on its device with its engine running."""
-
-    engine: EngineThread
-    defaults: GenerationDefaults
-    is_encoder_decoder: bool
-    num_decoder_start_tokens: int
-    context_length: int
-    vocab_size: int
-    runner: str
-    device: str
-    dtype: str
-
-
 def load(name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> LoadedModel:
     """Load `source` (a path or hub id) for the served name; raise ConfigError naming the place under `path`."""
     device = _device(settings, path)
@@ -67,7 +51,9 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     defaults = generation_defaults(generation_config)
     start_ids = decoder_start_ids(model, generation_config, f"{path}.GENERATE_CONFIG")
     context_length = _context_length(model, settings.max_model_len, path)
+    vocab_size = embeddings.weight.shape[0]
     processors = ProcessorFactory(model, generation_config)
+    processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
@@ -102,7 +88,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
         is_encoder_decoder=start_ids is not None,
         num_decoder_start_tokens=len(start_ids or []),
         context_length=context_length,
-        vocab_size=embeddings.weight.shape[0],
+        vocab_size=vocab_size,
         runner=runner.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -223,6 +209,8 @@ def _load_error(source: str, settings: ModelSettings, path: str, error: Exceptio
 
 def _context_length(model: PreTrainedModel, wanted: int | None, path: str) -> int:
     text_config = model.config.get_text_config(decoder=True)
+    if hasattr(text_config, "relative_attention_num_buckets"):
+        return wanted or FALLBACK_CONTEXT_LENGTH  # T5's n_positions is how long its training texts were, no limit
     own = next((value for name in _CONTEXT_LENGTH_NAMES if isinstance(value := getattr(text_config, name, None), int)), None)
     if wanted is not None and own is not None and wanted > own:
         raise ConfigError(f"{path}.MAX_MODEL_LEN", str(wanted), f"at most {own}, the model's own limit")

@@ -1,6 +1,6 @@
 """Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model, no schedule.
 
-Order of operations, as in transformers' `generate`: the model's own logits processors, logit_bias, penalties, min_tokens,
+Order of operations, as in transformers' `generate`: min_tokens, the model's own logits processors, logit_bias, penalties,
 temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
 """
 
@@ -17,6 +17,10 @@ from app.engine.sequence import SamplingParams, Sequence, TokenLogprobs
 
 # Rows that keep few candidates are filtered in a top-k list of this length at most; the others need a sort of the vocabulary.
 TOP_K_WITHOUT_SORT = 256
+# Positions of a prompt that are scored at once.
+PROMPT_LOGPROBS_SLICE = 256
+# Below this a division by the temperature leaves the range of float32, and the best token is certain anyway.
+GREEDY_BELOW = 1e-5
 
 # (sequence) -> callables (input_ids [rows, length], scores [rows, vocabulary]) -> scores, or an empty list.
 ProcessorFactory = Callable[[Sequence], list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
@@ -61,9 +65,12 @@ class BatchSampler:
         first = seq.num_computed_tokens + 1
         targets = seq.token_ids[first : min(first + logits.shape[0], seq.num_decoder_prompt_tokens)]
         entries: list[TokenLogprobs | None] = [None] if seq.num_computed_tokens == 0 else []
-        if targets:
-            chosen = torch.tensor(targets, device=logits.device)
-            entries += _token_logprobs(logits[: len(targets)].float(), chosen, [seq.params.prompt_logprobs or 0] * len(targets))
+        # In slices: a float32 copy of all of a long prompt's logits could be more memory than there is.
+        for start in range(0, len(targets), PROMPT_LOGPROBS_SLICE):
+            part = targets[start : start + PROMPT_LOGPROBS_SLICE]
+            chosen = torch.tensor(part, device=logits.device)
+            rows = logits[start : start + len(part)].float()
+            entries += _token_logprobs(rows, chosen, [seq.params.prompt_logprobs or 0] * len(part))
         return entries
 
     def _advance_beams(self, logits: torch.Tensor, seq: Sequence) -> Sampled | Exception:
@@ -110,6 +117,9 @@ class BatchSampler:
     def _process(self, scores: torch.Tensor, row: int, seq: Sequence) -> None:
         """Apply what changes one row's scores, in place."""
         params = seq.params
+        if params.stop_token_ids and seq.num_generation_tokens < params.min_tokens:
+            # First, as in transformers: a forced end of the sequence comes after it and wins.
+            scores[row, torch.tensor(sorted(params.stop_token_ids), device=scores.device)] = -torch.inf
         if self._processors is not None:
             if seq.processors is None:
                 seq.processors = self._processors(seq)
@@ -135,8 +145,6 @@ class BatchSampler:
                 for token_id in seq.generation_ids:
                     seq.token_counts[token_id] += 1
             scores[row] -= params.frequency_penalty * seq.token_counts + params.presence_penalty * (seq.token_counts > 0)
-        if params.stop_token_ids and seq.num_generation_tokens < params.min_tokens:
-            scores[row, torch.tensor(sorted(params.stop_token_ids), device=scores.device)] = -torch.inf
 
 
 def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
@@ -159,7 +167,7 @@ def _choose(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     tokens = scores.argmax(dim=-1)
     groups: dict[_Method, list[int]] = {}
     for row, seq in enumerate(sequences):
-        if seq.params.temperature > 0:
+        if seq.params.temperature > GREEDY_BELOW:
             groups.setdefault(_method(seq.params), []).append(row)
     for method, rows in groups.items():
         tokens[rows] = _draw(scores[rows], [sequences[row] for row in rows], method)

@@ -1,6 +1,5 @@
 """Owns who waits, who runs and how many tokens each gets in a step. Plain ints: knows no torch, no threads, no text."""
 
-import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -114,10 +113,11 @@ class Scheduler:
         return min(seq.num_new_tokens, budget) if self.chunked_prefill else seq.num_new_tokens
 
     def _take(self, seq: Sequence, budget: int, batch: list[ScheduledSequence]) -> int:
-        """Put what fits of `seq` into the batch; return how many tokens that is."""
+        """Put what fits of `seq` into the batch; return what it costs: its tokens, and those that the encoder has to read."""
         num_new_tokens = self._share(seq, budget)
         batch.append(ScheduledSequence(seq, num_new_tokens))
-        return num_new_tokens
+        reads = seq.encoder_ids is not None and seq.num_computed_tokens == 0
+        return num_new_tokens + (len(seq.encoder_ids or ()) if reads else 0)
 
     def _admit(self, seq: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if its whole prompt has room."""
@@ -131,8 +131,8 @@ class Scheduler:
             self.ledger.allocate(seq, seq.num_tokens)
         self.waiting.popleft()
         seq.status = SequenceStatus.RUNNING
-        if seq.first_scheduled_time is None:
-            seq.first_scheduled_time = time.monotonic()
+        if not seq.was_scheduled:
+            seq.was_scheduled = True
             seq.num_cached_tokens = seq.num_computed_tokens
         self.running.append(seq)
         return True

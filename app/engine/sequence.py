@@ -2,7 +2,6 @@
 
 import enum
 import random
-import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -91,18 +90,15 @@ class Sequence:
 
     `token_ids` is what the decoder has seen: the prompt and what was generated (causal), or the decoder's start tokens and
     what was generated (encoder-decoder, whose prompt is in `encoder_ids`). The first `num_computed_tokens` of them are in
-    the runner's cache. `prompt_ids` is always the prompt that the caller sent. Times are `time.monotonic()` seconds.
+    the runner's cache. `prompt_ids` is always the prompt that the caller sent.
     """
 
     __slots__ = (
-        "arrival_time",
         "beam_search",
         "block_hashes",
         "block_table",
         "encoder_ids",
-        "error",
         "finish_reason",
-        "first_scheduled_time",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_decoder_prompt_tokens",
@@ -117,6 +113,7 @@ class Sequence:
         "status",
         "token_counts",
         "token_ids",
+        "was_scheduled",
     )
 
     def __init__(
@@ -141,11 +138,9 @@ class Sequence:
         self.num_scored_tokens = 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        self.error: Exception | None = None
         # A string seed is hashed whole, so neighbouring seeds and choices give unrelated streams; no seed reads the OS.
         self.rng = random.Random(None if params.seed is None else f"{params.seed}/{params.choice}")
-        self.arrival_time = time.monotonic()
-        self.first_scheduled_time: float | None = None
+        self.was_scheduled = False
         # The ledger's: blocks in order, how many of them are named, and the chain of their names.
         self.block_table: list[int] = []
         self.num_named_blocks = 0
@@ -182,7 +177,6 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
 
-    def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
+    def finish(self, reason: FinishReason) -> None:
         self.status = SequenceStatus.FINISHED
         self.finish_reason = reason
-        self.error = error

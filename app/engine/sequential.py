@@ -2,7 +2,7 @@
 
 Each sequence has the model's own Cache object and is fed as `generate` feeds it, so every architecture works that
 `generate` works for. It is the fallback for what a batched runner can not carry. Knows no scheduling and no sampling. It is the
-only module that calls transformers' private generation helpers for preparing inputs; transformers is pinned for that reason.
+only module that calls transformers' private helpers for a forward's inputs; transformers is pinned for that reason.
 """
 
 from collections.abc import Sequence as SequenceOf

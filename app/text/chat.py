@@ -49,8 +49,8 @@ class ChatTemplate:
         template: dict[str, Any] | None = getattr(self._tokenizer.hf, "response_template", None)
         return template
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
-        """Return the prompt's ids, ending where the assistant's answer begins.
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> tuple[list[int], str]:
+        """Return the prompt's ids, ending where the assistant's answer begins, and as the text that `parser` wants of it.
 
         What the template refuses is the sender's InvalidRequest. Text of users can not forge control tokens: it is encoded as
         plain text wherever it spells one.
@@ -78,18 +78,19 @@ class ChatTemplate:
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             message = " ".join(str(error).split())[:300]
             raise InvalidRequest(f"The model's chat template refuses these messages: {message}", param="messages") from error
-        return cast(list[int], ids)
+        prompt_ids = cast(list[int], ids)
+        text = "" if self.response_template is None else self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        return prompt_ids, text
 
     def _for_template(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:
             return {**message, "role": "system"}
         return message
 
-    def parser(self, prompt_ids: Sequence[int], tools: Sequence[dict[str, Any]] | None) -> "ChatParser":
-        """Return the parser for the answer to a rendered prompt."""
+    def parser(self, prefix: str, tools: Sequence[dict[str, Any]] | None) -> "ChatParser":
+        """Return the parser for the answer to a rendered prompt, whose text is `prefix`."""
         if self.response_template is None:
             return ChatParser(None)
-        prefix = self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
         return ChatParser(self._tokenizer.hf.get_response_parser(prefix=prefix, tools=list(tools) if tools else None))
 
 

@@ -1,6 +1,6 @@
 """Output tokens per second over HTTP beside plain `model.generate`, in alternation, on the same random model.
 
-`python -m tests.benchmarks.server [--rounds N] [--streams 1,8,32]`. Closed loop: each stream sends its next request when the last
+`python -m tests.benchmarks.server [--rounds N] [--streams 1,8,32]`. Closed loop: a stream sends its next request when its last
 one has ended. Figures for docs/benchmarks.md are the printed medians, with the printed machine and versions.
 """
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from app.engine.engine import EngineDeadError, EngineThread
+from app.engine.sampler import BatchSampler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
 from tests.support.fakes import FakeRunner, fake_engine
 from tests.support.tiny import EOS
@@ -177,6 +179,31 @@ async def test_a_step_that_fails_once_costs_nobody_anything(error: Exception) ->
     engine = fake_engine(FakeRunner(raises=lambda seq: failures.pop() if failures and seq.num_generation_tokens == 1 else None))
     outputs = await asyncio.gather(*(read(engine, [9] * 3, params(5)) for _ in range(4)))
     assert {tuple(output.token_ids) for output in outputs} == {(6, 7, 8, 9, 10)}
+    engine.stop()
+
+
+class _BadSampler(BatchSampler):
+    """Fails as a whole for one prompt, in sampling or in scoring."""
+
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[object]:
+        if any(seq.prompt_ids == (66,) for seq in sequences):
+            raise torch.OutOfMemoryError("too large")
+        return super().sample(logits, sequences)
+
+    def prompt_logprobs(self, seq: Sequence, logits: torch.Tensor) -> list[object]:
+        if seq.prompt_ids == (67,):
+            raise torch.OutOfMemoryError("too large")
+        return super().prompt_logprobs(seq, logits)
+
+
+async def test_a_sampler_that_breaks_costs_only_the_culprits() -> None:
+    scheduler = Scheduler(max_num_seqs=8, max_num_batched_tokens=256, chunked_prefill=True)
+    engine = EngineThread(FakeRunner(), _BadSampler(), scheduler)
+    outputs = await asyncio.gather(*(read(engine, [prompt], params(5, prompt_logprobs=0)) for prompt in (9, 66, 67, 9)))
+    assert [output.finish_reason for output in outputs] == [
+        FinishReason.LENGTH, FinishReason.ERROR, FinishReason.ERROR, FinishReason.LENGTH,
+    ]  # fmt: skip
+    assert engine.dead is None
     engine.stop()
 
 

@@ -1,5 +1,6 @@
 """Loading: what is served, and one readable line for everything that can not be."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from app.config import ModelSettings, ModelType
 from app.engine import loader
+from app.engine.sequence import FinishReason, SamplingParams
 from app.errors import ConfigError
 from app.loading import load_model
 from tests.support.tiny import EOS, save_tiny, tiny_model
@@ -37,7 +39,7 @@ def test_a_causal_model_is_described(models: Path) -> None:
     given = settings(models / "llama")
     loaded = loader.load("m", given.name, given, PATH, shares.append)
     assert (loaded.is_encoder_decoder, loaded.context_length, loaded.vocab_size) == (False, 512, 259)
-    assert (loaded.runner, loaded.device, loaded.dtype) == ("sequential", "cpu", "float32")
+    assert (loaded.runner, loaded.device, loaded.dtype) == ("paged", "cpu", "float32")
     assert loaded.defaults.eos_token_ids == {EOS}
     assert shares[-1] == 1.0
     loaded.engine.stop()
@@ -47,6 +49,49 @@ def test_an_encoder_decoder_without_limit_gets_the_fallback(models: Path) -> Non
     loaded = load(settings(models / "t5", ModelType.SEQ2SEQ))
     assert (loaded.is_encoder_decoder, loaded.num_decoder_start_tokens) == (True, 1)
     assert loaded.context_length == loader.FALLBACK_CONTEXT_LENGTH
+    assert loaded.runner == "sequential"
+    loaded.engine.stop()
+
+
+def test_an_encoder_decoder_with_relative_positions_takes_any_limit(tmp_path: Path) -> None:
+    """T5's n_positions is no limit: its position embedding is relative."""
+    save_tiny("t5", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_positions": 512}))
+    loaded = load(settings(tmp_path, ModelType.SEQ2SEQ, max_model_len=9000))
+    assert loaded.context_length == 9000
+    loaded.engine.stop()
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache_implementation": "hybrid"}, {"cache_implementation": "static"}, {"use_cache": False}]
+)
+async def test_the_models_own_cache_options_do_not_matter(tmp_path: Path, options: dict[str, object]) -> None:
+    for kind, type in (("opt", ModelType.CAUSAL_LM), ("t5", ModelType.SEQ2SEQ)):
+        directory = save_tiny(kind, tmp_path / kind)
+        own = json.loads((directory / "generation_config.json").read_text())
+        (directory / "generation_config.json").write_text(json.dumps({**own, **options}))
+        loaded = load(settings(directory, type))
+        outputs = [output async for output in loaded.engine.submit([5, 6, 7], SamplingParams(max_tokens=3))]
+        assert outputs[-1].finish_reason is FinishReason.LENGTH
+        loaded.engine.stop()
+
+
+@pytest.mark.parametrize(
+    "generate_config",
+    [{"bad_words_ids": "x"}, {"forced_bos_token_id": 10**9}, {"do_sample": True, "num_beams": 4}],
+    ids=str,
+)
+def test_options_that_do_not_work_stop_the_start(models: Path, generate_config: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"^MODELS\.m\.GENERATE_CONFIG: "):
+        load(settings(models / "llama", generate_config=generate_config))
+
+
+def test_the_length_fits_the_kv_memory(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.memory.free_memory", lambda device: 400_000)
+    loaded = load(settings(models / "llama", kv_cache_memory_fraction=0.5))
+    assert 16 <= loaded.context_length < 512
+    assert loaded.context_length % 16 == 0
     loaded.engine.stop()
 
 

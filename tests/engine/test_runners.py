@@ -43,8 +43,9 @@ class Served:
         self.defaults: GenerationDefaults = generation_defaults(config)
         self.start_ids = decoder_start_ids(model, config, "GENERATE_CONFIG")
         factory = ProcessorFactory(model, config)
+        self.runner = SequentialRunner(model, config)
         self.engine = EngineThread(
-            SequentialRunner(model, config),
+            self.runner,
             BatchSampler(factory if factory.needed or self.defaults.num_beams > 1 else None),
             Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=64, chunked_prefill=False),
             decoder_start_ids=self.start_ids,
@@ -189,7 +190,7 @@ async def test_a_lost_cache_is_computed_again() -> None:
     """`forward` is repeatable: without its states the runner starts over, for beams too."""
     for options in ({}, {"num_beams": 3}):
         served = Served(tiny_model("bart", seed=2), options)
-        runner = served.engine._runner
+        runner = served.runner
         original = runner.forward
 
         def forgetful(batch: Any, runner: Any = runner, original: Any = original) -> Any:
@@ -212,10 +213,10 @@ async def test_states_are_dropped_when_sequences_end() -> None:
     await anext(stream)
     stream.close()
     for _ in range(200):
-        if not served.engine._runner._states:
+        if not served.runner._states:
             break
         await asyncio.sleep(0.01)
-    assert served.engine._runner._states == {}
+    assert served.runner._states == {}
     served.engine.stop()
 
 

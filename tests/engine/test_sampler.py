@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from app.engine.sampler import TOP_K_WITHOUT_SORT, BatchSampler, NotFiniteError
+from app.engine.sampler import PROMPT_LOGPROBS_SLICE, TOP_K_WITHOUT_SORT, BatchSampler, NotFiniteError
 from app.engine.sequence import SamplingParams, Sequence
 
 
@@ -111,6 +111,29 @@ def test_frequency_and_presence_penalty_count_generation_tokens_only() -> None:
     scores = torch.zeros(1, 10)
     BatchSampler()._process(scores, 0, seq)
     assert scores[0].tolist() == [0, 0, 0, 0, -1.25, -0.75, 0, 0, 0, 0]
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits = torch.tensor([1.0, 9.0, 3.0])
+    assert {sample_one(logits, sequence(temperature=temperature)) for temperature in (1e-40, 1e-6, 1e-4)} == {1}
+
+
+def test_a_forced_end_wins_over_min_tokens() -> None:
+    def factory(seq: Sequence) -> list[object]:
+        return [lambda input_ids, scores: torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([3]), 0.0)]
+
+    seq = sequence(min_tokens=5, stop_token_ids=frozenset({3}))
+    (result,) = BatchSampler(factory).sample(torch.randn(1, 10), [seq])
+    assert result.token_ids == [3]
+
+
+def test_long_prompts_are_scored_in_slices() -> None:
+    logits = torch.randn(PROMPT_LOGPROBS_SLICE * 2 + 3, 20)
+    seq = Sequence(0, [5] * len(logits), SamplingParams(max_tokens=1, prompt_logprobs=0))
+    entries = BatchSampler().prompt_logprobs(seq, logits)
+    expected = logits.log_softmax(-1)[:-1, 5].tolist()
+    assert entries[0] is None
+    assert [entry.logprob for entry in entries[1:]] == pytest.approx(expected)
 
 
 def test_penalties_see_each_new_token() -> None:

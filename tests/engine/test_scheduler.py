@@ -40,6 +40,13 @@ def test_a_prompt_that_can_not_be_chunked_goes_whole() -> None:
     assert [scheduled.num_new_tokens for scheduled in scheduler.schedule()] == [5, 100]
 
 
+def test_what_the_encoder_reads_costs_budget_too() -> None:
+    scheduler = Scheduler(max_num_seqs=8, max_num_batched_tokens=100, chunked_prefill=False)
+    for seq_id in range(5):
+        scheduler.add(Sequence(seq_id, [5] * 60, SamplingParams(max_tokens=3), decoder_start_ids=[0]))
+    assert len(scheduler.schedule()) == 2
+
+
 def test_scheduling_twice_without_progress_gives_the_same_batch() -> None:
     scheduler = Scheduler(max_num_seqs=4, max_num_batched_tokens=8, chunked_prefill=True)
     for seq_id in range(3):

@@ -13,6 +13,7 @@ import pytest
 
 from app import cli
 from app.config import Config
+from app.versions import package_version
 from app.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def test_help_of_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"1.2.3 of {name}")
+    monkeypatch.setattr("app.versions.package_version", lambda name: f"1.2.3 of {name}")
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == "tfoai 1.2.3 of tfoai\n"
 
@@ -156,9 +157,11 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", absent)
+    monkeypatch.setattr("app.versions.version", absent)
+    package_version.cache_clear()
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == "tfoai 0.0.0+unknown\n"
+    package_version.cache_clear()
 
 
 def test_arguments_of_the_process_are_the_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

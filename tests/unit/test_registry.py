@@ -74,7 +74,8 @@ async def test_draining_refuses_and_is_not_ready_but_alive() -> None:
     assert (registry.is_alive, registry.is_ready, registry.has_started) == (True, False, True)
     assert registry.get("m").state is ModelState.DRAINING
     with pytest.raises(Draining):
-        _ = registry.get("m").loaded
+        registry.get("m").admit(1)
+    assert registry.get("m").loaded, "what was admitted before goes on"
     registry.stop()
 
 

@@ -11,6 +11,8 @@ from app.engine.defaults import SamplingRequest
 from app.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 
 MAX_N = 16
+# JSON has no infinity; OpenAI writes this for it.
+LOWEST_LOGPROB = -9999.0
 MAX_STOP = 4
 MAX_STOP_LENGTH = 256
 MAX_LOGIT_BIAS = 300
@@ -61,8 +63,8 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("`stream_options` is only allowed when `stream` is true.", param="stream_options")
 
-    def sampling_request(self, vocab_size: int, **more: Any) -> SamplingRequest:
-        """Return the engine's view of these fields; raise InvalidRequest for token ids outside the vocabulary."""
+    def sampling_request(self, vocab_size: int, *, n: int, **more: Any) -> SamplingRequest:
+        """Return the engine's view of these fields for `n` choices; raise InvalidRequest for ids outside the vocabulary."""
         stop_token_ids = tuple(self.stop_token_ids or ())
         for token_id in stop_token_ids:
             check_token_id(token_id, vocab_size, "stop_token_ids")
@@ -77,7 +79,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             presence_penalty=self.presence_penalty,
             logit_bias=self._logit_bias(vocab_size),
             seed=self.seed,
-            n=self.n or 1,
+            n=n,
             stop_token_ids=stop_token_ids,
             ignore_eos=bool(self.ignore_eos),
             **more,
@@ -108,10 +110,6 @@ def check_token_id(token_id: int, vocab_size: int, param: str) -> None:
 
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
-
-
-class CompletionTokensDetails(msgspec.Struct):
-    reasoning_tokens: int = 0
 
 
 class Usage(msgspec.Struct):

@@ -1,0 +1,34 @@
+"""Owns what is known of one HTTP request from its first byte to its last. Knows no endpoint."""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.api.generate import Generation
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request's own facts; the outermost middleware makes it, closes its generation and logs it."""
+
+    request_id: str
+    start: float = field(default_factory=time.monotonic)
+    route: str = "other"
+    salt: str = ""
+    generation: "Generation | None" = None
+
+    @classmethod
+    def of(cls, scope: Any) -> "RequestState":
+        state: RequestState = scope["tfoai"]
+        return state
+
+    @classmethod
+    def new(cls, wanted_id: bytes | None) -> "RequestState":
+        """Use the caller's x-request-id if it is harmless. Ids of engine sequences never come from here."""
+        wanted = (wanted_id or b"").decode("latin-1")
+        return cls(wanted if _REQUEST_ID.fullmatch(wanted) else "req_" + secrets.token_hex(12))

@@ -1,0 +1,170 @@
+"""Owns one step: schedule, forward, sample, commit, and who pays when something of it fails. Knows no threads, no streams."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
+from app.engine.scheduler import ScheduledSequence, Scheduler
+from app.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprobs
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("tfoai.engine")
+
+
+class SequenceFailedError(Exception):
+    """The engine could not continue this one sequence; others are not affected."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What all steps so far have done, aborted work included."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_prompt_tokens_cached: int = 0
+    num_generation_tokens: int = 0
+    num_step_errors: int = 0
+    last_step_time: float = field(default_factory=time.monotonic)
+
+
+class Stepper:
+    """Moves a scheduler's sequences on, one step at a time, and says what came out for each."""
+
+    def __init__(self, runner: Runner, sampler: Sampler, scheduler: Scheduler) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._scheduler = scheduler
+        self._outputs: list[StepOutput] = []
+        self.totals = Totals()
+
+    def step(self) -> list[StepOutput]:
+        """Compute and commit one batch."""
+        for part, output in self._forward(self._scheduler.schedule()):
+            if isinstance(output, Exception):
+                self._fail(part[0].seq, output, "forward")
+            else:
+                self._commit(part, output)
+        for seq in self._scheduler.retire():
+            self._runner.release(seq.seq_id)
+        if not self._scheduler.has_work:
+            self._scheduler.check_integrity()
+        self.totals.num_steps += 1
+        self.totals.last_step_time = time.monotonic()
+        return self.take()
+
+    def take(self) -> list[StepOutput]:
+        """Return what is not yet handed out; after a step that broke, that is what it had done so far."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def abort(self, seq_id: int) -> StepOutput | None:
+        """End a sequence, wherever it is; None if it is not here."""
+        seq = self._scheduler.abort(seq_id)
+        if seq is None:
+            return None
+        seq.finish(FinishReason.ABORT)
+        self._runner.release(seq_id)
+        return StepOutput(seq_id, [], FinishReason.ABORT)
+
+    def _forward(self, batch: list[ScheduledSequence]) -> list[tuple[list[ScheduledSequence], ForwardOutput | Exception]]:
+        """Run the batch; after an error run its halves, down to the one sequence that raises by itself.
+
+        So one bad sequence costs the others a few repeated steps, never their answer. A batch of one is tried twice, because
+        an error may have been another sequence's doing.
+        """
+        try:
+            return [(batch, self._runner.forward(batch))]
+        except Exception as error:
+            logger.warning("forward step failed for %d sequences: %s", len(batch), error)
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return self._forward(batch[:middle]) + self._forward(batch[middle:])
+        try:
+            return [(batch, self._runner.forward(batch))]
+        except Exception as error:
+            return [(batch, error)]
+
+    def _commit(self, batch: list[ScheduledSequence], output: ForwardOutput) -> None:
+        completed = [scheduled.seq for scheduled in batch if scheduled.completes]
+        sampled = iter(self._sample(output.logits, completed) if completed else [])
+        for scheduled in batch:
+            seq, completes = scheduled.seq, scheduled.completes
+            result = next(sampled) if completes else Sampled([])
+            prompt_logprobs = None
+            if seq.seq_id in output.prompt_logits and not isinstance(result, Exception):
+                try:
+                    prompt_logprobs = self._new_prompt_logprobs(seq, output.prompt_logits[seq.seq_id])
+                except Exception as error:
+                    result = error
+            if isinstance(result, Exception):
+                self._fail(seq, result, "sampler")
+                continue
+            if completes and seq.num_generation_tokens == 0:
+                # For an encoder-decoder model the prompt is what the encoder read.
+                self.totals.num_prompt_tokens += len(seq.prompt_ids)
+                self.totals.num_prompt_tokens_cached += seq.num_cached_tokens
+            seq.num_computed_tokens += scheduled.num_new_tokens
+            self._scheduler.commit(seq)
+            if seq.params.max_tokens == 0 and completes:
+                result = Sampled([], done=True)
+            self._append(seq, result)
+            reason = _finish_reason(seq, result)
+            if reason is not None:
+                seq.finish(reason)
+            if result.token_ids or prompt_logprobs or reason is not None:
+                cached = seq.num_cached_tokens
+                self._outputs.append(
+                    StepOutput(seq.seq_id, result.token_ids, reason, result.logprobs, prompt_logprobs, num_cached_tokens=cached)
+                )
+
+    def _sample(self, logits: "torch.Tensor", sequences: list[Sequence]) -> list[Sampled | Exception]:
+        """Sample all sequences at once; if that fails as a whole, one by one, so that only the culprit pays."""
+        try:
+            return self._sampler.sample(logits, sequences)
+        except Exception as error:
+            if len(sequences) == 1:
+                return [error]
+            logger.warning("sampling failed for %d sequences: %s", len(sequences), error)
+        results: list[Sampled | Exception] = []
+        row = 0
+        for seq in sequences:
+            results += self._sample(logits[row : row + seq.num_rows], [seq])
+            row += seq.num_rows
+        return results
+
+    def _new_prompt_logprobs(self, seq: Sequence, logits: "torch.Tensor") -> list[TokenLogprobs | None]:
+        """Score this step's part of the prompt; leave out what was given out before a preemption."""
+        entries = self._sampler.prompt_logprobs(seq, logits)
+        first = seq.num_computed_tokens + 1 if seq.num_computed_tokens else 0
+        entries = entries[max(0, seq.num_scored_tokens - first) :]
+        seq.num_scored_tokens += len(entries)
+        return entries
+
+    def _append(self, seq: Sequence, result: Sampled) -> None:
+        if seq.beam_search is None:
+            seq.token_ids += result.token_ids
+        else:
+            # Until beam search is done, the sequence wears its best beam, so that its length is always right.
+            seq.token_ids[seq.num_decoder_prompt_tokens :] = result.token_ids if result.done else seq.beam_search.best_ids
+        self.totals.num_generation_tokens += len(result.token_ids)
+
+    def _fail(self, seq: Sequence, error: Exception, where: str) -> None:
+        self.totals.num_step_errors += 1
+        logger.error("sequence.failed", exc_info=error, extra={"seq_id": seq.seq_id, "where": where})
+        failure = SequenceFailedError(f"{type(error).__name__}: {error}")
+        seq.finish(FinishReason.ERROR)
+        self._outputs.append(StepOutput(seq.seq_id, [], FinishReason.ERROR, error=failure))
+
+
+def _finish_reason(seq: Sequence, result: Sampled) -> FinishReason | None:
+    if seq.beam_search is not None and not result.done:
+        return None
+    if result.token_ids and result.token_ids[-1] in seq.params.stop_token_ids:
+        return FinishReason.STOP
+    if result.done or seq.num_generation_tokens >= seq.params.max_tokens:
+        return FinishReason.LENGTH
+    return None
