@@ -50,12 +50,14 @@ class RequestError(TfoaiError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = None
+    # The part of the request that the error is about, where the class alone says it.
+    param: str | None = None
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
-        self.param = param
+        self.param = self.param if param is None else param
         self.retry_after = retry_after
         if code is not None:
             self.code = code
@@ -95,6 +97,7 @@ class Unauthorized(RequestError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+    param = "Authorization"
 
 
 class NotFound(RequestError):
@@ -114,6 +117,7 @@ class QueueFull(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "engine_overloaded"
+    param = "model"
 
 
 class EngineError(RequestError):
@@ -126,6 +130,7 @@ class Unavailable(RequestError):
     status = 503
     type = "service_unavailable"
     code = "service_unavailable"
+    param = "model"
 
 
 class ModelLoading(Unavailable):

@@ -68,7 +68,7 @@ def test_every_route(guarded: LiveServer, header: str | None, allowed: bool) -> 
         elif method == "HEAD":
             assert response.status_code == 401, (method, path)
         else:
-            assert_error(response, 401, type="invalid_request_error", code="invalid_api_key", param=None)
+            assert_error(response, 401, type="invalid_request_error", code="invalid_api_key", param="Authorization")
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.headers["x-request-id"]
 

@@ -13,8 +13,8 @@ import pytest
 
 from app import cli
 from app.config import Config
-from app.versions import package_version
 from app.errors import ConfigError
+from app.versions import package_version
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = {"NAME": "openai-community/gpt2", "TYPE": "CausalLM"}
