@@ -25,7 +25,8 @@ class Context:
         """
         model = self.registry.get(name)
         state = RequestState.of(scope)
-        generation = Generation(model, self._admit(model, num_sequences), self.metrics, operation, state)
+        admission = self._admit(model, num_sequences)
+        generation = Generation(model, admission, self.metrics, operation, request_id=state.request_id, salt=state.salt)
         state.generation = generation
         self.registry.num_open_requests += 1
         return generation

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from app.api.request_state import RequestState
 from app.api.schemas.common import PromptTokensDetails, Usage
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
@@ -49,13 +48,23 @@ class Candidate:
 class Generation:
     """The candidates of one request. Whoever makes it closes it: what still runs is then aborted and slots are returned."""
 
-    def __init__(self, model: ServedModel, admission: Admission, metrics: Metrics, operation: str, state: RequestState) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        admission: Admission,
+        metrics: Metrics,
+        operation: str,
+        *,
+        request_id: str,
+        salt: str,
+    ) -> None:
         self.model = model
         self.candidates: list[Candidate] = []
         self._admission = admission
         self._metrics = metrics
         self._operation = operation
-        self._state = state
+        self._request_id = request_id
+        self._salt = salt
         self._start = time.monotonic()
         self._closed = False
 
@@ -71,7 +80,7 @@ class Generation:
             stop_token_ids=params.stop_token_ids,
             skip_special_tokens=not keep_special_tokens,
         )
-        stream = self._admission.submit(prompt.ids, params, salt=self._state.salt)
+        stream = self._admission.submit(prompt.ids, params, salt=self._salt)
         self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))
 
     async def deltas(self) -> AsyncIterator[tuple[Candidate, TextDelta]]:
@@ -105,7 +114,7 @@ class Generation:
         if output.finish_reason is FinishReason.ERROR:
             candidate.finish_reason = output.finish_reason
             # What went wrong inside is for the log; the client gets a fixed sentence.
-            request_id = self._state.request_id
+            request_id = self._request_id
             logger.error(
                 "request.failed", extra={"request_id": request_id, "model": self.model.name, "error": str(output.error)}
             )

@@ -4,10 +4,9 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from app.api.generate import Generation
+from app.api.generate import Generation
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -20,7 +19,7 @@ class RequestState:
     start: float = field(default_factory=time.monotonic)
     route: str = "other"
     salt: str = ""
-    generation: "Generation | None" = None
+    generation: Generation | None = None
 
     @classmethod
     def of(cls, scope: Any) -> "RequestState":
