@@ -10,6 +10,8 @@ The hash of a block chains its tokens to the hash of the block before it and, at
 two sequences share a block only if everything up to its end is equal and they may know of each other.
 """
 
+import hashlib
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
@@ -30,8 +32,8 @@ class BlockLedger:
         self._free = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_owners = [0] * num_blocks
-        self._hash_of: dict[int, int] = {}
-        self._block_of: dict[int, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
 
     @property
     def num_available(self) -> int:
@@ -124,11 +126,15 @@ class BlockLedger:
             del self._cached[block]
         self._num_owners[block] += 1
 
-    def _hash(self, seq: Sequence, index: int) -> int:
-        """Return the name of a sequence's block number `index`; the sequence keeps the chain, so each is computed once."""
+    def _hash(self, seq: Sequence, index: int) -> bytes:
+        """Return the name of a sequence's block number `index`; the sequence keeps the chain, so each is computed once.
+
+        A cryptographic hash, because whoever could make two prompts collide would be answered from somebody else's prompt.
+        """
         chain = seq.block_hashes
         while len(chain) <= index:
             start = len(chain) * self.block_size
-            parent = chain[-1] if chain else hash(seq.salt)
-            chain.append(hash((parent, *seq.token_ids[start : start + self.block_size])))
+            parent = chain[-1] if chain else hashlib.blake2b(seq.salt.encode(), digest_size=16).digest()
+            tokens = array("q", seq.token_ids[start : start + self.block_size]).tobytes()
+            chain.append(hashlib.blake2b(parent + tokens, digest_size=16).digest())
         return chain[index]

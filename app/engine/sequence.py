@@ -144,7 +144,7 @@ class Sequence:
         # The ledger's: blocks in order, how many of them are named, and the chain of their names.
         self.block_table: list[int] = []
         self.num_named_blocks = 0
-        self.block_hashes: list[int] = []
+        self.block_hashes: list[bytes] = []
         self.salt = salt
         # Private to the sampler, kept here so that they die with the sequence.
         self.token_counts: Any = None

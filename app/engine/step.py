@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfoai.engine")
 
+INTEGRITY_CHECK_SECONDS = 5.0
+
 
 class SequenceFailedError(Exception):
     """The engine could not continue this one sequence; others are not affected."""
@@ -39,6 +41,7 @@ class Stepper:
         self._sampler = sampler
         self._scheduler = scheduler
         self._outputs: list[StepOutput] = []
+        self._next_check = 0.0
         self.totals = Totals()
 
     def step(self) -> list[StepOutput]:
@@ -50,11 +53,17 @@ class Stepper:
                 self._commit(part, output)
         for seq in self._scheduler.retire():
             self._runner.release(seq.seq_id)
-        if not self._scheduler.has_work:
-            self._scheduler.check_integrity()
         self.totals.num_steps += 1
         self.totals.last_step_time = time.monotonic()
+        self._check_when_idle()
         return self.take()
+
+    def _check_when_idle(self) -> None:
+        """Look for lost blocks when there is nothing to do, but not after each of many short requests."""
+        now = self.totals.last_step_time
+        if not self._scheduler.has_work and now >= self._next_check:
+            self._next_check = now + INTEGRITY_CHECK_SECONDS
+            self._scheduler.check_integrity()
 
     def take(self) -> list[StepOutput]:
         """Return what is not yet handed out; after a step that broke, that is what it had done so far."""
