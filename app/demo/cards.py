@@ -28,8 +28,9 @@ What it can not do: anything else. It knows nothing of the world, does not reaso
 tools at once, and makes up the value of a parameter that the question does not give. It reads only names, types and
 enums of parameters, not their descriptions. Do not use it for anything serious.
 
-Figures on questions, names and values that are not in its training text, as `python -m app.demo.evaluate` prints
-them:
+Figures on questions, names of tools and made-up values that are not in its training text, as
+`python -m app.demo.evaluate` prints them. The words of these questions are in the training text, in other combinations; on
+questions in words of your own it does worse.
 
 {figures}
 

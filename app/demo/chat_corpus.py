@@ -60,8 +60,16 @@ class Intent:
 
     name: str
     answer: str
-    questions: tuple[str, ...]
-    held_out: tuple[str, ...]
+    patterns: tuple[tuple[str, ...], ...]
+    held_out_patterns: tuple[tuple[str, ...], ...]
+
+    @property
+    def questions(self) -> set[str]:
+        return {question for pattern in self.patterns for question in pattern}
+
+    @property
+    def held_out(self) -> set[str]:
+        return {question for pattern in self.held_out_patterns for question in pattern}
 
 
 @functools.cache
@@ -90,17 +98,24 @@ def load_intents() -> tuple[Intent, ...]:
     intents = []
     seen: set[str] = set()
     for name, (answer, patterns) in blocks.items():
-        train: set[str] = set()
-        held_out: set[str] = set()
-        for pattern in patterns:
-            for_training, for_evaluation = split(pattern)
-            train.update(for_training)
-            held_out.update(for_evaluation)
-        train -= seen
+        halves = [split(pattern) for pattern in patterns]
+        train = {question for half, _ in halves for question in half} - seen
+        # A word that the questions for training do not have can not be understood: what has one is for training too.
+        known = {word for question in train for word in question.split()}
+        held_out = {question for _, half in halves for question in half if known.issuperset(question.split())}
         held_out -= seen | train
+        train |= {question for _, half in halves for question in half} - seen - held_out
         seen |= train | held_out
-        intents.append(Intent(name, answer, tuple(sorted(train)), tuple(sorted(held_out))))
+        sides = [
+            tuple(tuple(sorted(side.intersection([*half, *other]))) for half, other in halves) for side in (train, held_out)
+        ]
+        intents.append(Intent(name, answer, *(tuple(texts for texts in side if texts) for side in sides)))
     return tuple(intents)
+
+
+def fallback() -> str:
+    """Return the answer to what the model does not know."""
+    return next(intent.answer for intent in load_intents() if intent.name == "fallback")
 
 
 def _gibberish(rng: random.Random) -> str:
@@ -114,10 +129,11 @@ def question(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
     """Return a question as somebody might type it, and the right answer to it."""
     intents = load_intents()
     intent = rng.choices(intents, [_WEIGHTS.get(intent.name, 1.0) for intent in intents])[0]
-    texts = intent.held_out if held_out else intent.questions
-    if not texts:
+    patterns = intent.held_out_patterns if held_out else intent.patterns
+    if not patterns:
         return question(rng, held_out)
-    core = rng.choice(texts)
+    # First a pattern, then a text of it: a short plain question counts as much as all texts of a long pattern.
+    core = rng.choice(rng.choice(patterns))
     if intent.name == "fallback" and rng.random() < 0.15:
         # The letters decide on the side of the split here, as the patterns do elsewhere.
         core = _gibberish(rng)

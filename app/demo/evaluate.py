@@ -105,7 +105,7 @@ def chat_figures(answerer: Answerer, limit: int | None = None) -> list[Figure]:
     rng = random.Random(SEED)
     chats = [chat_corpus.conversation(rng, held_out=True) for _ in range(limit or CHATS)]
     calls = [tool_corpus.conversation(rng, True, "call") for _ in range(limit or TOOL_CALLS)]
-    talks = [tool_corpus.conversation(rng, True, rng.choice(("talk", "result"))) for _ in range(limit or TOOL_TALKS)]
+    talks = [tool_corpus.conversation(rng, True, rng.choice(("talk", "unfit", "result"))) for _ in range(limit or TOOL_TALKS)]
     texts = answerer.answer([answerer.prompt(chat) for chat in (*chats, *calls, *talks)])
     chat_texts, rest = texts[: len(chats)], texts[len(chats) :]
     call_texts, talk_texts = rest[: len(calls)], rest[len(calls) :]

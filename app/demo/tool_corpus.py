@@ -100,7 +100,7 @@ def everyday(rng: random.Random, held_out: bool = False, family: Family | None =
 
 def made_up(rng: random.Random, held_out: bool = False) -> Request:
     """Return a request for a tool with a composed name (`archive_invoice`) or an invented one (`zorb_flint`)."""
-    invented = rng.random() < 0.35
+    invented = rng.random() < 0.25
     while True:
         verb = words.nonce(rng, held_out) if invented else rng.choice(words.VERBS)
         noun = words.nonce(rng, held_out) if invented or rng.random() < 0.15 else rng.choice(words.NOUNS)
@@ -109,7 +109,7 @@ def made_up(rng: random.Random, held_out: bool = False) -> Request:
             break
     parameters: list[Parameter] = []
     for _ in range(rng.choices((0, 1, 2, 3), (8, 45, 32, 15))[0]):
-        key = rng.choice(words.PARAMETERS) if rng.random() < 0.8 else words.nonce(rng, held_out)
+        key = rng.choice(words.PARAMETERS) if rng.random() < 0.87 else words.nonce(rng, held_out)
         if key not in {parameter.name for parameter in parameters}:
             kind = rng.choice(
                 ("city", "name", "word", "word", "id", "int", "int", "number", "bool", "enum", "enum", "text", "date")
@@ -219,8 +219,9 @@ def _exchange(wanted: Request, rng: random.Random, held_out: bool = False) -> li
 
 
 def conversation(rng: random.Random, held_out: bool = False, kind: str | None = None) -> Chat:
-    """Return a conversation with tools. `kind` is "call" (the answer is a call), "result" or "talk" (no tool fits)."""
-    kind = kind or rng.choices(("call", "result", "talk"), (70, 14, 16))[0]
+    """Return a conversation with tools. `kind` is "call" (the answer is a call), "result" (of a call), "talk" (a question
+    that needs no tool) or "unfit" (one that needs a tool that is not there)."""
+    kind = kind or rng.choices(("call", "result", "talk", "unfit"), (68, 12, 12, 8))[0]
     wanted = request(rng, held_out)
     tools = _tool_set(wanted, rng, held_out)
     messages = chat_corpus.opening(rng)
@@ -228,13 +229,14 @@ def conversation(rng: random.Random, held_out: bool = False, kind: str | None = 
         messages += chat_corpus.turn(rng)
     if rng.random() < 0.06:
         messages += _exchange(wanted, rng)
-        wanted = request(rng, held_out)
-        if not any(_family_words(tool["function"]["name"]) & _family_words(wanted.name) for tool in tools):
-            tools = [*tools, wanted.tool]
-        else:
-            kind = "result" if kind == "call" else kind
-            messages = chat_corpus.opening(rng)
-            tools = [wanted.tool]
+        taken = set().union(*(_family_words(tool["function"]["name"]) for tool in tools))
+        while taken & _family_words(wanted.name):
+            wanted = request(rng, held_out)
+        tools = [*tools, wanted.tool]
+    if kind == "unfit":
+        tools = [tool for tool in tools if tool["function"]["name"] != wanted.name]
+        answer = chat_corpus.fallback()
+        return Chat([*messages, {"role": "user", "content": wanted.question}, {"role": "assistant", "content": answer}], tools)
     if kind == "talk":
         return Chat(messages + chat_corpus.turn(rng, held_out), tools)
     if kind == "result":
@@ -244,9 +246,8 @@ def conversation(rng: random.Random, held_out: bool = False, kind: str | None = 
 
 def copying(rng: random.Random) -> Plain:
     """Return words and the same words again, with other marks between them: the shortest lesson in copying."""
-    lesson = [
-        rng.choice((words.nonce(rng), rng.choice(words.WORDS), str(integer(rng, False)))) for _ in range(rng.randint(3, 14))
-    ]
+    real = rng.choice((words.WORDS, words.CITIES, words.NAMES, words.NOUNS, words.PARAMETERS))
+    lesson = [rng.choice((words.nonce(rng), rng.choice(real), str(integer(rng, False)))) for _ in range(rng.randint(3, 14))]
     first, second = rng.choice((" ", '", "', "_", ", ", '": "')), rng.choice((" ", '", "', "_", ", ", '": "'))
     head = first.join(lesson) + rng.choice(("\n", " = ", "\n\n"))
     return Plain(head + second.join(lesson), len(head))

@@ -38,11 +38,8 @@ def nonce(rng: random.Random, held_out: bool = False) -> str:
 
 
 def is_held_out(value: str) -> bool:
-    """Say whether a name or a value is for evaluation only."""
+    """Say whether the name of a tool, a made-up word or a number is for evaluation only.
+
+    Real words are not: many are one token, and a token that no training text has can not be copied.
+    """
     return share_of("tools:" + value) < HELD_OUT_SHARE
-
-
-def pick(rng: random.Random, words: list[str] | tuple[str, ...], held_out: bool = False) -> str:
-    """Return one of the words, from the right side of the split."""
-    side = [word for word in words if is_held_out(word) == held_out]
-    return rng.choice(side) if side else rng.choice(words)
