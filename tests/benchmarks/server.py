@@ -42,10 +42,10 @@ class Load:
 
 
 def make_model(directory: Path) -> None:
-    """A Qwen3-shaped model of 29 million random parameters with a tokenizer of one token per byte."""
+    """A Qwen3-shaped model of random parameters, whose every token has text, with a tokenizer of one token per byte."""
     torch.manual_seed(0)
     config = transformers.Qwen3Config(
-        vocab_size=32000, hidden_size=384, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2, head_dim=64,
+        vocab_size=259, hidden_size=384, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2, head_dim=64,
         intermediate_size=1024, max_position_embeddings=4096, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
         tie_word_embeddings=True,
     )  # fmt: skip
@@ -128,10 +128,10 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}, {versions}")
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        make_model(directory)
-        model = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
-        with serving({"MODELS": {"m": {"NAME": name, "TYPE": "CausalLM", "MODEL_DEVICE": "cpu"}}}, directory) as server:
+        directory, source = Path(name), Path(name) / "model"
+        make_model(source)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+        with serving({"MODELS": {"m": {"NAME": str(source), "TYPE": "CausalLM", "MODEL_DEVICE": "cpu"}}}, directory) as server:
             server.wait_until_ready()
             asyncio.run(closed_loop(server.url, 1))  # warm-up
             plain_generate(model, 1)
