@@ -1,76 +1,84 @@
 """Owns paged attention under unmodified transformers models, through their public attention interface. Knows no scheduling.
 
 A batch is ragged: all sequences' new tokens back to back in one row, nothing padded. The function registered here writes
-their keys and values into the KV memory and attends over each sequence's own blocks. Which blocks those are stands in the
-PagedBatch of the forward that is under way on this thread.
+their keys and values into the KV memory and lets the PagedBatch of the forward that is under way on this thread attend over
+each sequence's own blocks: `gather.py` does so on every device, `varlen.py` with the flash kernels of torch on CUDA.
 """
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "tfoai_paged"
 
 
-@dataclass(slots=True)
-class Prefill:
-    """Several new tokens of one sequence: rows `start` to `end` of the batch, which attend to `slots` [context length]."""
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """What a layer wants beside query, key and value.
 
-    start: int
-    end: int
-    slots: torch.Tensor
-
-
-@dataclass(slots=True)
-class PagedBatch:
-    """Where the tokens of one forward go and what they see.
-
-    `write_slots` [tokens]: the place in KV memory of each new token. `decode_rows` [sequences]: the rows of the sequences with
-    one new token; `decode_slots` [sequences, longest context] their contexts, padded with any slot, and `decode_lengths`
-    [sequences] how much of it counts.
+    `sliding_window` counts the tokens that one sees, itself included. `sinks` [heads] are logits that take part in the softmax
+    and have no value.
     """
 
-    write_slots: torch.Tensor
-    prefills: list[Prefill]
-    decode_rows: torch.Tensor | None = None
-    decode_slots: torch.Tensor | None = None
-    decode_lengths: torch.Tensor | None = None
+    scaling: float | None = None
+    sliding_window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class PagedBatch(Protocol):
+    """Where the tokens of one forward go and what they see.
+
+    `write_slots` [tokens]: the place in KV memory of each new token; slot = block x block size + offset. `fresh_blocks`: the
+    blocks to empty before, because what is left of an earlier sequence in them (NaN, say) would be read; None for none.
+    """
+
+    write_slots: Tensor
+    fresh_blocks: Tensor | None
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
+        """Attend from `query` [tokens, heads, size] over a layer's memory [blocks, block size, KV heads, size].
+
+        Return [tokens, heads, size of a value].
+        """
+        ...
 
 
 class KVMemory:
-    """Keys and values of every layer, [slots, heads, head size] each; made when a layer first writes, so layers may differ.
+    """Keys and values of every layer, [blocks, block size, heads, head size] each; layers may differ.
 
-    `like` another memory, whose layers are known, all of it is made at once.
+    A layer's memory is made when it first writes; `like` another memory, whose layers are known, all of it is made at once.
     """
 
-    def __init__(self, num_slots: int, like: "KVMemory | None" = None) -> None:
-        self.num_slots = num_slots
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, num_blocks: int, block_size: int, like: "KVMemory | None" = None) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, (keys, values) in like.layers.items() if like else ():
-            self.layers[layer] = (keys.new_zeros(num_slots, *keys.shape[1:]), values.new_zeros(num_slots, *values.shape[1:]))
+            self.layers[layer] = self._zeros(keys[0, 0]), self._zeros(values[0, 0])
 
-    def write(
-        self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store `key` and `value` [tokens, heads, head size]; return the layer's whole memory."""
+    def write(self, layer: int, batch: PagedBatch, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store `key` and `value` [tokens, heads, head size] where the batch says; return the layer's whole memory."""
         if layer not in self.layers:
-            self.layers[layer] = (
-                key.new_zeros(self.num_slots, *key.shape[1:]),
-                value.new_zeros(self.num_slots, *value.shape[1:]),
-            )
+            self.layers[layer] = self._zeros(key[0]), self._zeros(value[0])
         keys, values = self.layers[layer]
-        keys.index_copy_(0, slots, key)
-        values.index_copy_(0, slots, value)
+        for memory, new in ((keys, key), (values, value)):
+            if batch.fresh_blocks is not None:
+                memory.index_fill_(0, batch.fresh_blocks, 0)
+            memory.flatten(0, 1).index_copy_(0, batch.write_slots, new)
         return keys, values
 
     @property
-    def bytes_per_slot(self) -> int:
+    def bytes_per_block(self) -> int:
         return sum(tensor[0].nbytes for pair in self.layers.values() for tensor in pair)
+
+    def _zeros(self, token: Tensor) -> Tensor:
+        return token.new_zeros(self.num_blocks, self.block_size, *token.shape)
 
 
 class _Current(threading.local):
@@ -96,17 +104,17 @@ class running:  # noqa: N801 - a context manager, used like a function
 
 def paged_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attend for one layer: `query` [1, heads, tokens, size], `key` and `value` [1, KV heads, tokens, size].
 
     Return [1, tokens, heads, size]. The arguments are those that transformers passes to every attention function; `s_aux` are
@@ -116,67 +124,9 @@ def paged_attention(
     if batch is None or memory is None:
         raise RuntimeError("paged attention outside of a paged forward")
     layer: Any = module.layer_idx
-    keys, values = memory.write(layer, batch.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    if batch.decode_rows is not None and batch.decode_slots is not None and batch.decode_lengths is not None:
-        position = torch.arange(batch.decode_slots.shape[1], device=query.device)
-        last = batch.decode_lengths.unsqueeze(-1) - 1
-        visible = position <= last
-        if sliding_window is not None:
-            visible &= position > last - sliding_window
-        attended = _attend(
-            query[0, :, batch.decode_rows].transpose(0, 1).unsqueeze(2),
-            keys[batch.decode_slots].transpose(1, 2),
-            values[batch.decode_slots].transpose(1, 2),
-            visible[:, None, None, :],
-            scaling,
-            softcap,
-            s_aux,
-        )
-        output[batch.decode_rows] = attended[:, :, 0]
-    for prefill in batch.prefills:
-        num_new, length = prefill.end - prefill.start, prefill.slots.shape[0]
-        position = torch.arange(length, device=query.device)
-        own = torch.arange(length - num_new, length, device=query.device).unsqueeze(-1)
-        visible = position <= own
-        if sliding_window is not None:
-            visible &= position > own - sliding_window
-        attended = _attend(
-            query[:, :, prefill.start : prefill.end],
-            keys[prefill.slots].transpose(0, 1).unsqueeze(0),
-            values[prefill.slots].transpose(0, 1).unsqueeze(0),
-            visible,
-            scaling,
-            softcap,
-            s_aux,
-        )
-        output[prefill.start : prefill.end] = attended[0].transpose(0, 1)
-    return output.unsqueeze(0), None
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    visible: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attend from `query` [n, heads, q, size] over `key`, `value` [n, KV heads, k, size] where `visible` is true."""
-    groups = query.shape[1] // key.shape[1]
-    if softcap is None and sinks is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling, enable_gqa=groups > 1)
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    if sinks is None:
-        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
-    column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
-    weights = torch.cat([scores, column], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]
-    return weights.to(query.dtype) @ value
+    keys, values = memory.write(layer, batch, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    options = AttentionOptions(scaling, sliding_window, softcap, s_aux)
+    return batch.attend(query[0].transpose(0, 1), keys, values, options).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, paged_attention)

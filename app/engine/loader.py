@@ -19,6 +19,7 @@ from app.engine.generation import (
     merged_generation_config,
 )
 from app.engine.kv_cache import BlockLedger
+from app.engine.linear import quicken
 from app.engine.loaded import LoadedModel
 from app.engine.memory import kv_cache_blocks
 from app.engine.paged import BLOCK_SIZE, PagedRunner, UnsuitableModelError, verify
@@ -54,6 +55,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     vocab_size = embeddings.weight.shape[0]
     processors = ProcessorFactory(model, generation_config)
     processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
+    quick_rows = quicken(model)
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
@@ -79,6 +81,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             "dtype": str(model.dtype).removeprefix("torch."),
             "parameters": model.num_parameters(),
             "runner": runner.name,
+            "quick_rows": quick_rows,
             "seconds": round(seconds, 2),
         },
     )
@@ -108,7 +111,7 @@ def _runner(
         return SequentialRunner(model, generation_config), None
     num_blocks = kv_cache_blocks(
         model.device,
-        runner.memory.bytes_per_slot * BLOCK_SIZE,
+        runner.memory.bytes_per_block,
         max_num_seqs=settings.max_num_seqs,
         blocks_per_seq=-(-context_length // BLOCK_SIZE),
         fraction=settings.kv_cache_memory_fraction,

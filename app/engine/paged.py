@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine import attention
-from app.engine.attention import KVMemory, PagedBatch, Prefill
+from app.engine.attention import KVMemory
+from app.engine.gather import GatheredBatch, Part, Scratch
 from app.engine.runner import ForwardOutput
 from app.engine.scheduler import ScheduledSequence
 from app.engine.sequence import SamplingParams, Sequence
@@ -31,8 +32,8 @@ class UnsuitableModelError(Exception):
 class PagedRunner:
     """Computes batches for one model.
 
-    Blocks are given to sequences by the scheduler's ledger (`Sequence.block_table`); slot = block x BLOCK_SIZE + offset. The
-    runner itself keeps nothing per sequence, so a step can be repeated and a sequence dropped at any time.
+    Blocks are given to sequences by the scheduler's ledger (`Sequence.block_table`). The runner itself keeps nothing per
+    sequence, so a step can be repeated and a sequence dropped at any time.
     """
 
     name = "paged"
@@ -50,7 +51,8 @@ class PagedRunner:
         if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
             raise UnsuitableModelError(f"its rotary embedding ({rope['rope_type']}) depends on the whole batch")
         self._model = cast(Any, model)
-        self.memory = KVMemory(num_blocks * BLOCK_SIZE, like)
+        self._scratch = Scratch()
+        self.memory = KVMemory(num_blocks, BLOCK_SIZE, like)
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:
             raise UnsuitableModelError("it takes no attention function")
@@ -72,7 +74,8 @@ class PagedRunner:
             input_ids += seq.token_ids[start:end]
             positions += range(start, end)
         device = self._model.device
-        with attention.running(self._paged(batch, device), self.memory):
+        parts = [Part(s.seq.block_table, s.seq.num_computed_tokens, s.num_new_tokens) for s in batch]
+        with attention.running(GatheredBatch(parts, BLOCK_SIZE, device, self._scratch), self.memory):
             logits = self._model(
                 input_ids=torch.tensor([input_ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
@@ -84,41 +87,6 @@ class PagedRunner:
 
     def release(self, seq_id: int) -> None:
         """Nothing is kept per sequence."""
-
-    def _paged(self, batch: SequenceOf[ScheduledSequence], device: torch.device) -> PagedBatch:
-        write: list[torch.Tensor] = []
-        prefills: list[Prefill] = []
-        decode: list[ScheduledSequence] = []
-        rows: list[int] = []
-        row = 0
-        for scheduled in batch:
-            seq = scheduled.seq
-            end = seq.num_computed_tokens + scheduled.num_new_tokens
-            if scheduled.num_new_tokens == 1:
-                decode.append(scheduled)
-                rows.append(row)
-                block = seq.block_table[seq.num_computed_tokens // BLOCK_SIZE]
-                write.append(torch.tensor([block * BLOCK_SIZE + seq.num_computed_tokens % BLOCK_SIZE], device=device))
-            else:
-                slots = _slots(torch.tensor([seq.block_table], device=device))[0, :end]
-                write.append(slots[seq.num_computed_tokens :])
-                prefills.append(Prefill(row, row + scheduled.num_new_tokens, slots))
-            row += scheduled.num_new_tokens
-        paged = PagedBatch(torch.cat(write), prefills)
-        if decode:
-            lengths = [scheduled.seq.num_computed_tokens + 1 for scheduled in decode]
-            width = -(-max(lengths) // BLOCK_SIZE)
-            tables = [(s.seq.block_table + [0] * width)[:width] for s in decode]
-            paged.decode_rows = torch.tensor(rows, device=device)
-            paged.decode_slots = _slots(torch.tensor(tables, device=device))[:, : max(lengths)]
-            paged.decode_lengths = torch.tensor(lengths, device=device)
-        return paged
-
-
-def _slots(tables: torch.Tensor) -> torch.Tensor:
-    """Return the slots of block tables: [sequences, blocks] -> [sequences, blocks x BLOCK_SIZE]."""
-    offsets = torch.arange(BLOCK_SIZE, device=tables.device)
-    return (tables.unsqueeze(-1) * BLOCK_SIZE + offsets).flatten(1)
 
 
 def _sorted_out(batch: SequenceOf[ScheduledSequence], logits: torch.Tensor, prompt_rows: dict[int, slice]) -> ForwardOutput:

@@ -1,0 +1,210 @@
+"""Owns attention over blocks by gathering them, on any device: sequences that decode together, prompts one by one.
+
+Knows no model and no scheduling; a batch is described by its sequences' block tables and lengths.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.engine.attention import AttentionOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence's part of a batch: `num_new` tokens behind `num_computed` ones, all in the blocks of `block_table`."""
+
+    block_table: list[int]
+    num_computed: int
+    num_new: int
+
+    @property
+    def length(self) -> int:
+        return self.num_computed + self.num_new
+
+
+@dataclass(slots=True)
+class _Decode:
+    """Sequences with one new token each and contexts of about the same number of blocks, `width` of them after padding."""
+
+    rows: Tensor | None
+    blocks: Tensor
+    width: int
+    lengths: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, block_size: int, dtype: torch.dtype) -> Tensor:
+        """Return [sequences, 1, 1, width x block size], 0 for what is seen, else -inf; made once per forward and window."""
+        if window not in self.masks:
+            position = torch.arange(self.width * block_size, device=self.lengths.device)
+            last = self.lengths.unsqueeze(-1) - 1
+            hidden = position > last
+            if window is not None:
+                hidden |= position <= last - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self.masks[window] = mask[:, None, None, :]
+        return self.masks[window]
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """Several new tokens of one sequence: rows `start` to `end` of the batch."""
+
+    start: int
+    end: int
+    blocks: Tensor
+    length: int
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Return [new tokens, length], true for what is seen; None where that is plainly causal from the first token on."""
+        if window not in self.masks:
+            num_new = self.end - self.start
+            if num_new == self.length and (window is None or window >= self.length):
+                self.masks[window] = None
+            else:
+                position = torch.arange(self.length, device=self.blocks.device)
+                own = position[self.length - num_new :].unsqueeze(-1)
+                visible = position <= own
+                if window is not None:
+                    visible &= position > own - window
+                self.masks[window] = visible
+        return self.masks[window]
+
+
+class Scratch:
+    """Room for gathered keys and values that is used again at every layer and step: new memory each time costs page faults,
+    which on a CPU take longer than the copy itself."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def gather(self, name: str, memory: Tensor, blocks: Tensor, num_seqs: int) -> Tensor:
+        """Return the blocks of `memory` [blocks, block size, heads, size] as [sequences, heads, tokens, size].
+
+        It holds until the next call with the same name.
+        """
+        shape = (blocks.shape[0], memory[0].numel())
+        key = (name, memory.dtype, memory.device)
+        room = self._rooms.get(key)
+        if room is None or room.numel() < shape[0] * shape[1]:
+            room = self._rooms[key] = memory.new_empty(shape[0] * shape[1] * 5 // 4)
+        chosen = room[: shape[0] * shape[1]].view(shape)
+        torch.index_select(memory.flatten(1), 0, blocks, out=chosen)
+        return chosen.view(num_seqs, -1, *memory.shape[2:]).transpose(1, 2)
+
+
+class GatheredBatch:
+    """A PagedBatch that copies the blocks of its sequences together and attends with torch's own attention.
+
+    Decoding sequences are padded to the longest of their group; groups are by powers of two of the number of blocks, so that
+    one long context does not make all others as long.
+    """
+
+    def __init__(self, parts: Iterable[Part], block_size: int, device: torch.device, scratch: Scratch) -> None:
+        self._block_size = block_size
+        self._scratch = scratch
+        self._prefills: list[_Prefill] = []
+        slots: list[int] = []
+        fresh: list[int] = []
+        groups: dict[int, list[tuple[int, Part]]] = {}
+        row = 0
+        for part in parts:
+            blocks = part.block_table[: -(-part.length // block_size)]
+            slots += (
+                blocks[position // block_size] * block_size + position % block_size
+                for position in range(part.num_computed, part.length)
+            )
+            if part.length % block_size and part.num_computed <= (len(blocks) - 1) * block_size:
+                fresh.append(blocks[-1])
+            if part.num_new == 1:
+                groups.setdefault((len(blocks) - 1).bit_length(), []).append((row, part))
+            else:
+                self._prefills.append(_Prefill(row, row + part.num_new, torch.tensor(blocks, device=device), part.length))
+            row += part.num_new
+        self.write_slots = torch.tensor(slots, device=device)
+        self.fresh_blocks = torch.tensor(fresh, device=device) if fresh else None
+        whole = len(groups) == 1 and not self._prefills
+        self._decodes = [self._decode(members, whole, device) for members in groups.values()]
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
+        whole = len(self._decodes) == 1 and self._decodes[0].rows is None
+        if whole:
+            return self._attend_decode(self._decodes[0], query, keys, values, options)
+        output = query.new_empty(*query.shape[:2], values.shape[-1])
+        for decode in self._decodes:
+            assert decode.rows is not None
+            attended = self._attend_decode(decode, query.index_select(0, decode.rows), keys, values, options)
+            output.index_copy_(0, decode.rows, attended)
+        for prefill in self._prefills:
+            output[prefill.start : prefill.end] = self._attend_prefill(prefill, query, keys, values, options)
+        return output
+
+    def _decode(self, members: list[tuple[int, Part]], whole: bool, device: torch.device) -> _Decode:
+        width = max(-(-part.length // self._block_size) for _, part in members)
+        # Padded with a block of its own: what somebody else's holds must not be able to matter, be it NaN.
+        tables = [(part.block_table + part.block_table[-1:] * width)[:width] for _, part in members]
+        return _Decode(
+            None if whole else torch.tensor([row for row, _ in members], device=device),
+            torch.tensor(tables, device=device).flatten(),
+            width,
+            torch.tensor([part.length for _, part in members], device=device),
+        )
+
+    def _attend_decode(self, decode: _Decode, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
+        num_seqs, num_heads, size = query.shape
+        num_kv_heads = keys.shape[2]
+        # Query heads that share a KV head become its query positions: nothing has to be repeated.
+        grouped = query.reshape(num_seqs, num_kv_heads, num_heads // num_kv_heads, size)
+        mask = decode.mask(options.sliding_window, self._block_size, query.dtype)
+        attended = _attend(
+            grouped,
+            self._scratch.gather("keys", keys, decode.blocks, num_seqs),
+            self._scratch.gather("values", values, decode.blocks, num_seqs),
+            mask,
+            options,
+            None if options.sinks is None else options.sinks.reshape(1, num_kv_heads, -1, 1),
+        )
+        return attended.reshape(num_seqs, num_heads, -1)
+
+    def _attend_prefill(
+        self, prefill: _Prefill, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions
+    ) -> Tensor:
+        groups = query.shape[1] // keys.shape[2]
+        key = self._scratch.gather("keys", keys, prefill.blocks, 1)[:, :, : prefill.length]
+        value = self._scratch.gather("values", values, prefill.blocks, 1)[:, :, : prefill.length]
+        new = query[prefill.start : prefill.end].transpose(0, 1).unsqueeze(0)
+        mask = prefill.mask(options.sliding_window)
+        if options.softcap is None and options.sinks is None:
+            attended = scaled_dot_product_attention(
+                new, key, value, attn_mask=mask, is_causal=mask is None, scale=options.scaling, enable_gqa=groups > 1
+            )
+        else:
+            if mask is None:
+                mask = torch.ones(new.shape[2], prefill.length, dtype=torch.bool, device=query.device).tril()
+            bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+            sinks = None if options.sinks is None else options.sinks.reshape(1, -1, 1, 1)
+            attended = _attend(new, key, value, bias, options, sinks)
+        return attended[0].transpose(0, 1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, options: AttentionOptions, sinks: Tensor | None) -> Tensor:
+    """Attend from `query` [n, heads, q, size] over `key`, `value` [n, heads, k, size]; `bias` is added to the scores.
+
+    `sinks` broadcasts to [n, heads, q, 1].
+    """
+    if options.softcap is None and sinks is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=options.scaling)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if options.scaling is None else options.scaling)
+    if options.softcap is not None:
+        scores = torch.tanh(scores / options.softcap) * options.softcap
+    scores = scores + bias
+    if sinks is None:
+        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    weights = torch.cat([scores, column], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]
+    return weights.to(query.dtype) @ value
