@@ -55,7 +55,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     vocab_size = embeddings.weight.shape[0]
     processors = ProcessorFactory(model, generation_config)
     processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
-    quick_rows = quicken(model)
+    linear = quicken(model)
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
@@ -81,7 +81,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             "dtype": str(model.dtype).removeprefix("torch."),
             "parameters": model.num_parameters(),
             "runner": runner.name,
-            "quick_rows": quick_rows,
+            "linear": linear,
             "seconds": round(seconds, 2),
         },
     )

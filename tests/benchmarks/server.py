@@ -1,155 +1,212 @@
-"""Output tokens per second over HTTP beside plain `model.generate`, in alternation, on the same random model.
+"""Owns `make bench`: tfoai beside `transformers serve`, plain and with continuous batching, over HTTP, in alternation.
 
-`python -m tests.benchmarks.server [--rounds N] [--streams 1,8,32]`. Closed loop: a stream sends its next request when its last
-one has ended. Figures for docs/benchmarks.md are the printed medians, with the printed machine and versions.
+`python -m tests.benchmarks.server [--rounds N] [--model 29M|0.2M|all] [--streams 1,8,32]`. All servers run on the same random
+weights; whoever has no turn is stopped (SIGSTOP), so that it costs the others nothing. Ratios are of medians over the rounds.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import platform
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import torch
 import transformers
 
-from tests.support.process import serving
-from tests.support.tiny import BOS, EOS, PAD, byte_tokenizer
+from tests.benchmarks.load import Load, Target, closed_loop, quantile, stream
+from tests.benchmarks.models import SHAPES, make_model, words
+from tests.support.process import ServerProcess, free_port, serving
 
-PROMPT_TOKENS = 64
-OUTPUT_TOKENS = 64
-REQUESTS_PER_STREAM = 2
-
-
-@dataclass
-class Load:
-    """What one round measured; times in seconds."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.seconds
+PROMPT_TOKENS, OUTPUT_TOKENS, REQUESTS_PER_STREAM = 64, 64, 2
+PREFIX_TOKENS, LONG_PROMPT_TOKENS = 1_000, 3_000
+PEERS = {
+    "transformers serve": [],
+    "transformers serve, continuous batching": ["--continuous-batching", "--attn-implementation", "sdpa"],
+}
+OURS = "tfoai"
 
 
-def make_model(directory: Path) -> None:
-    """A Qwen3-shaped model of random parameters, whose every token has text, with a tokenizer of one token per byte."""
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=259, hidden_size=384, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2, head_dim=64,
-        intermediate_size=1024, max_position_embeddings=4096, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config)
-    print(f"model: Qwen3-shaped, {model.num_parameters() / 1e6:.0f} M parameters, float32")
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
+class Contender:
+    """A running server that can be put to sleep."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], target: Target) -> None:
+        self.name, self.process, self.target = name, process, target
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
 
-def prompt(index: int) -> list[int]:
-    generator = torch.Generator().manual_seed(index)
-    return torch.randint(3, 259, (PROMPT_TOKENS,), generator=generator).tolist()
+@contextmanager
+def peer(name: str, arguments: list[str], model: Path, log: Path) -> Iterator[Contender]:
+    """Run `transformers serve` on a free port until the block ends."""
+    port = free_port()
+    command = [
+        str(Path(sys.executable).with_name("transformers")),
+        "serve",
+        str(model),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), *arguments],
+            stdout=file, stderr=file, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended:\n{log.read_text()}")
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        yield Contender(name, process, Target(url, str(model)))
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
 
 
-async def one_request(client: httpx.AsyncClient, index: int, load: Load) -> None:
-    body = {
-        "model": "m",
-        "prompt": prompt(index),
-        "max_tokens": OUTPUT_TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "logprobs": 0,
-    }
-    start = last = time.perf_counter()
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            now = time.perf_counter()
-            # A chunk may hold several tokens, or text that waited for the rest of a character: logprobs count them.
-            tokens = len(json.loads(line[6:])["choices"][0]["logprobs"]["tokens"])
-            if last == start:
-                load.first.append(now - start)
-            else:
-                load.between += [(now - last) / max(tokens, 1)] * tokens
-            load.tokens += tokens
-            last = now
+@contextmanager
+def contenders(name: str, directory: Path) -> Iterator[list[Contender]]:
+    """Run tfoai and its peers on one model, each asleep."""
+    source = directory / name
+    model = make_model(name, source)
+    print(f"\nmodel {name}: Qwen3-shaped, {model.num_parameters() / 1e6:.1f} M parameters, float32", flush=True)
+    settings = {"NAME": str(source), "TYPE": "CausalLM", "MODEL_DEVICE": "cpu"}
+    with ExitStack() as stack:
+        server: ServerProcess = stack.enter_context(serving({"MODELS": {"m": settings}}, directory))
+        server.wait_until_ready()
+        running = [Contender(OURS, server.process, Target(server.url, "m"))]
+        running += [stack.enter_context(peer(n, args, source, directory / f"{len(n)}.log")) for n, args in PEERS.items()]
+        for contender in running:
+            asyncio.run(closed_loop(contender.target, 2, 1, prompts(name, 10**6), 8))  # warm-up
+            contender.process.send_signal(signal.SIGSTOP)
+        yield running
 
 
-async def closed_loop(url: str, streams: int) -> Load:
-    load = Load()
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=streams)) as client:
-
-        async def stream(number: int) -> None:
-            for turn in range(REQUESTS_PER_STREAM):
-                await one_request(client, number * REQUESTS_PER_STREAM + turn, load)
-
-        start = time.perf_counter()
-        await asyncio.gather(*(stream(number) for number in range(streams)))
-        load.seconds = time.perf_counter() - start
-    return load
+def prompts(name: str, seed: int, count: int = PROMPT_TOKENS) -> Callable[[int], str]:
+    """Return a function from the number of a request to a prompt that no other round has."""
+    vocab_size: int = SHAPES[name]["vocab_size"]
+    return lambda index: words(seed + index, count, vocab_size)
 
 
-def plain_generate(model: transformers.PreTrainedModel, requests: int) -> Load:
-    """The same requests, one after the other, without a server."""
-    load = Load()
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for index in range(requests):
-            ids = torch.tensor([prompt(index)])
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=OUTPUT_TOKENS, do_sample=False, eos_token_id=None
-            )
-            load.tokens += OUTPUT_TOKENS
-    load.seconds = time.perf_counter() - start
-    return load
+def alternate(running: list[Contender], rounds: int, work: Callable[[Contender, int], Load]) -> dict[str, list[Load]]:
+    """Let each contender do each round's work, one after the other."""
+    results: dict[str, list[Load]] = {contender.name: [] for contender in running}
+    for turn in range(rounds):
+        for contender in running:
+            with contender.awake():
+                results[contender.name].append(work(contender, turn))
+    return results
 
 
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+def report(title: str, results: dict[str, list[Load]]) -> None:
+    """Print medians of the rounds, the spread of the rates, and how far ahead tfoai is."""
+    ours = statistics.median(load.rate for load in results[OURS])
+    print(f"{title}\n  {'':42}{'tok/s':>8} {'(min-max)':>15} {'TTFT p50/p95 ms':>18} {'ITL p50/p99 ms':>17} {'tfoai is':>9}")
+    for name, loads in results.items():
+        rates = [load.rate for load in loads]
+        whole = Load()
+        for load in loads:
+            whole.add(load)
+        first = f"{quantile(whole.first, 0.5) * 1e3:.0f} / {quantile(whole.first, 0.95) * 1e3:.0f}"
+        between = f"{quantile(whole.between, 0.5) * 1e3:.1f} / {quantile(whole.between, 0.99) * 1e3:.1f}"
+        ratio = "" if name == OURS else f"{ours / statistics.median(rates):.2f}x"
+        spread = f"({min(rates):.1f}-{max(rates):.1f})"
+        print(f"  {name:42}{statistics.median(rates):>8.1f} {spread:>15} {first:>18} {between:>17} {ratio:>9}", flush=True)
+
+
+def throughput(name: str, running: list[Contender], streams: int, rounds: int) -> None:
+    """Prompts that share nothing."""
+
+    def work(contender: Contender, turn: int) -> Load:
+        prompt = prompts(name, 10_000 * (turn + 1) + 100 * streams)
+        return asyncio.run(closed_loop(contender.target, streams, REQUESTS_PER_STREAM, prompt, OUTPUT_TOKENS))
+
+    report(f"{streams} streams, {PROMPT_TOKENS} tokens in, {OUTPUT_TOKENS} out", alternate(running, rounds, work))
+
+
+def shared_prefix(name: str, running: list[Contender], rounds: int) -> None:
+    """Requests that begin with the same long text, such as a system prompt."""
+    streams = 8
+
+    def work(contender: Contender, turn: int) -> Load:
+        prefix = prompts(name, 7_000_000 + turn, PREFIX_TOKENS)(0)
+        ends = prompts(name, 8_000_000 + 1_000 * turn, 16)
+        return asyncio.run(
+            closed_loop(contender.target, streams, REQUESTS_PER_STREAM, lambda index: f"{prefix} {ends(index)}", 16)
+        )
+
+    report(f"{streams} streams, a shared prefix of {PREFIX_TOKENS} tokens + 16 in, 16 out", alternate(running, rounds, work))
+
+
+def long_prompt_beside(name: str, running: list[Contender], rounds: int) -> None:
+    """Streams that run while a long prompt comes in: how much longer is their worst wait between tokens?"""
+    streams = 8
+
+    def work(contender: Contender, turn: int, disturbed: bool) -> Load:
+        async def load_of_both() -> Load:
+            prompt = prompts(name, 9_000_000 + 10_000 * turn + 1_000 * disturbed)
+            steady = asyncio.ensure_future(closed_loop(contender.target, streams, 1, prompt, 128))
+            if disturbed:
+                await asyncio.sleep(0.8)
+                await stream(contender.target, prompts(name, 9_900_000 + turn, LONG_PROMPT_TOKENS)(0), 4, Load())
+            return await steady
+
+        return asyncio.run(load_of_both())
+
+    quiet: list[Load] = []
+    disturbed: list[Load] = []
+    with running[0].awake():
+        for turn in range(rounds):
+            quiet.append(work(running[0], turn, False))
+            disturbed.append(work(running[0], turn, True))
+    print(f"tfoai, {streams} streams of 128 tokens while a prompt of {LONG_PROMPT_TOKENS} tokens comes in")
+    worst = []
+    for label, loads in (("without", quiet), ("with", disturbed)):
+        p99 = statistics.median(quantile(load.between, 0.99) for load in loads)
+        worst.append(p99)
+        most = max(max(load.between) for load in loads)
+        middle = statistics.median(quantile(load.between, 0.5) for load in loads)
+        print(f"  {label:8} ITL p50 {middle * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, longest {most * 1e3:.1f} ms")
+    print(f"  ITL p99 is {worst[1] / worst[0]:.2f}x", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--streams", default="1,8,32")
     arguments = parser.parse_args()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}, {versions}")
-    with tempfile.TemporaryDirectory() as name:
-        directory, source = Path(name), Path(name) / "model"
-        make_model(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
-        with serving({"MODELS": {"m": {"NAME": str(source), "TYPE": "CausalLM", "MODEL_DEVICE": "cpu"}}}, directory) as server:
-            server.wait_until_ready()
-            asyncio.run(closed_loop(server.url, 1))  # warm-up
-            plain_generate(model, 1)
-            print(f"{'streams':>7} {'tfoai tok/s':>12} {'generate tok/s':>15} {'ratio':>6} "
-                  f"{'TTFT p50/p95 ms':>17} {'ITL p50/p99 ms':>16}")  # fmt: skip
+    for name in SHAPES if arguments.model == "all" else [arguments.model]:
+        with tempfile.TemporaryDirectory() as directory, contenders(name, Path(directory)) as running:
             for streams in map(int, arguments.streams.split(",")):
-                ours: list[Load] = []
-                plain: list[Load] = []
-                for _ in range(arguments.rounds):
-                    ours.append(asyncio.run(closed_loop(server.url, streams)))
-                    plain.append(plain_generate(model, 4))
-                rate = statistics.median(load.rate for load in ours)
-                base = statistics.median(load.rate for load in plain)
-                first = [value * 1000 for load in ours for value in load.first]
-                between = [value * 1000 for load in ours for value in load.between]
-                print(f"{streams:>7} {rate:>12.1f} {base:>15.1f} {rate / base:>6.2f} "
-                      f"{quantile(first, 0.5):>8.0f}/{quantile(first, 0.95):<8.0f} "
-                      f"{quantile(between, 0.5):>7.1f}/{quantile(between, 0.99):<8.1f}")  # fmt: skip
+                throughput(name, running, streams, arguments.rounds)
+            if name == "29M":
+                shared_prefix(name, running, arguments.rounds)
+                long_prompt_beside(name, running, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,14 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now, for programs that can not choose one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 class ServerProcess:
