@@ -1,10 +1,13 @@
 """Owns how linear layers are computed on a CPU. Knows no model: it is told which layers there are.
 
-torch gives float32 products to MKL, which uses a fraction of what an AMD processor can do; oneDNN, which torch ships too, uses
-its vector instructions whoever made it, and keeps weights in the order in which they are read. For the layers of a model of
-29 M parameters that is 5 ms instead of 15 for 8 rows, 11 instead of 27 for 32, 140 instead of 190 for 512 (docs/benchmarks.md).
-Which one is faster is measured on the machine, when a model is loaded. The operators are those that torch's own compiler
-emits for frozen weights; where a build of torch has none, nothing changes.
+torch gives float32 products to MKL, which uses a fraction of what an AMD processor can do. Two other ways give the same sums:
+
+    onednn      the library that torch ships too: uses the vector instructions whoever made the processor, and keeps weights
+                packed in the order in which they are read. A third of MKL's time for 8 rows, half of it for 32
+    transposed  `(W @ x.T).T`, for one row: half of MKL's time, because it reads the weights at the speed of the memory
+
+Which one is fastest is measured on the machine, when a model is loaded (figures: docs/benchmarks.md). oneDNN's operators are
+those that torch's own compiler emits for frozen weights; in a build of torch without them the others compete.
 """
 
 import time
@@ -16,9 +19,9 @@ from torch import Tensor, nn
 
 from app.engine.memory import free_memory
 
-# Numbers of rows that are compared: one stream, some, many.
-ROWS = (1, 8, 32)
-# The faster product must be faster by this factor, all of ROWS together, to be worth it.
+# Numbers of rows that stand for all but one.
+MANY = (8, 32)
+# Another product than torch's must be faster by this factor to be taken.
 GAIN = 1.1
 _REPEATS = 5
 # Packed weights are a copy: no more than this share of the free memory may go into them.
@@ -26,11 +29,12 @@ _PACKED_SHARE = 0.25
 # Measured on this many bytes of weights at most: more than a cache holds, so that memory is what counts.
 _SAMPLE_BYTES = 256 * 2**20
 
+# x [rows, in], weight [out, in] in the product's own order, bias [out] -> [rows, out]
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def quicken(model: nn.Module) -> str:
-    """Let the model's linear layers on a CPU take the faster product; return which: "onednn-packed", "onednn" or "torch".
+    """Let the model's linear layers on a CPU take the fastest product; return the names of those for one row and for many.
 
     Weights and modelling code stay as they are: only `forward` of the layers that are exactly torch's nn.Linear is wrapped.
     """
@@ -43,42 +47,71 @@ def quicken(model: nn.Module) -> str:
         and "forward" not in vars(module)
     ]
     weights = {id(layer.weight): layer.weight.detach() for layer in layers}
-    if not weights or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not weights:
         return "torch"
+    packs = sum(weight.nbytes for weight in weights.values()) <= _PACKED_SHARE * free_memory(torch.device("cpu"))
     sample = _sample(list(weights.values()))
-    fits = sum(weight.nbytes for weight in weights.values()) <= _PACKED_SHARE * free_memory(torch.device("cpu"))
-    ready = [packed(weight) if fits else weight for weight in sample]
-    if seconds(onednn_product, sample, ready) * GAIN > seconds(nn.functional.linear, sample, sample):
-        return "torch"
-    if fits:
-        weights = {key: packed(weight) for key, weight in weights.items()}
-    for layer in layers:
-        layer.forward = MethodType(_forward(weights[id(layer.weight)]), layer)  # type: ignore[method-assign]
-    return "onednn-packed" if fits else "onednn"
-
-
-@torch.inference_mode()
-def packed(weight: Tensor) -> Tensor:
-    """Return a copy of a layer's weight [out, in] in oneDNN's own order, which only its product can read."""
-    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS[-1])
-    return copy
+    single, many = (
+        fastest(("torch", "onednn", "transposed"), (1,), sample, packs),
+        fastest(("torch", "onednn"), MANY, sample, packs),
+    )
+    if (single, many) != ("torch", "torch"):
+        packed = (
+            {key: prepared("onednn", weight, packs) for key, weight in weights.items()} if "onednn" in (single, many) else {}
+        )
+        for layer in layers:
+            key = id(layer.weight)
+            ways = [(PRODUCTS[name], packed[key] if name == "onednn" else weights[key]) for name in (single, many)]
+            layer.forward = MethodType(_forward(*ways), layer)  # type: ignore[method-assign]
+    return f"{single}, {many}"
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `x @ weight.T + bias` for `x` [..., in] and `weight` [out, in], packed or not."""
+    """Return `x @ weight.T + bias`; the weight may be packed."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
-@torch.inference_mode()
-def seconds(product: Product, shapes: list[Tensor], weights: list[Tensor]) -> float:
-    """Return how long the product takes over all weights, for all of ROWS; the shortest of a few runs each.
+def transposed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `x @ weight.T + bias` for one row, computed as two: for a single column MKL's way is as slow as ever."""
+    product = torch.mm(weight, torch.cat((x, x)).t()).select(1, 0).contiguous().unsqueeze(0)
+    return product if bias is None else product.add_(bias)
 
-    `shapes` are weights whose shape and dtype can be read, in the order of `weights`, which may be packed.
+
+PRODUCTS: dict[str, Product] = {"torch": nn.functional.linear, "onednn": onednn_product, "transposed": transposed_product}
+
+
+@torch.inference_mode()
+def prepared(name: str, weight: Tensor, packs: bool = True) -> Tensor:
+    """Return a weight [out, in] as the product wants it: oneDNN packed, in an order that only it can read, if `packs`."""
+    if name != "onednn" or not packs:
+        return weight
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, MANY[-1])
+    return copy
+
+
+@torch.inference_mode()
+def fastest(names: tuple[str, ...], rows: tuple[int, ...], weights: list[Tensor], packs: bool) -> str:
+    """Return the product that is fastest for these numbers of rows; the first one, unless another is clearly faster."""
+    best, best_seconds = names[0], float("inf")
+    for name in names:
+        if name == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            continue
+        ready = [prepared(name, weight, packs) for weight in weights]
+        taken = seconds(name, rows, weights, ready) * (1 if name == names[0] else GAIN)
+        if taken < best_seconds:
+            best, best_seconds = name, taken
+    return best
+
+
+def seconds(name: str, rows: tuple[int, ...], shapes: list[Tensor], weights: list[Tensor]) -> float:
+    """Return how long a product takes over all `weights`, for all of `rows`; the shortest of a few runs each.
+
+    `shapes` are the same weights, whose shape and dtype can be read even if `weights` are packed.
     """
-    total = 0.0
-    for rows in ROWS:
-        inputs = [torch.ones(rows, shape.shape[1], dtype=shape.dtype) for shape in shapes]
+    product, total = PRODUCTS[name], 0.0
+    for number in rows:
+        inputs = [torch.ones(number, shape.shape[1], dtype=shape.dtype) for shape in shapes]
         best = float("inf")
         for _ in range(_REPEATS):
             start = time.perf_counter()
@@ -99,10 +132,11 @@ def _sample(weights: list[Tensor]) -> list[Tensor]:
     return sample
 
 
-def _forward(weight: Tensor) -> Callable[[nn.Linear, Tensor], Tensor]:
+def _forward(single: tuple[Product, Tensor], many: tuple[Product, Tensor]) -> Callable[[nn.Linear, Tensor], Tensor]:
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
-        if x.numel() == 0 or x.dtype != self.weight.dtype:
+        if x.dtype != self.weight.dtype or x.numel() == 0:
             return nn.functional.linear(x, self.weight, self.bias)
-        return onednn_product(x, weight, self.bias)
+        product, weight = single if x.numel() == x.shape[-1] else many
+        return product(x.reshape(-1, x.shape[-1]), weight, self.bias).view(*x.shape[:-1], self.weight.shape[0])
 
     return forward

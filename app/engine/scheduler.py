@@ -48,6 +48,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        # Tokens of prompts in a step that other streams wait for; the stepper sets it by what steps take.
+        self.max_num_prompt_tokens = max_num_batched_tokens
 
     @property
     def has_work(self) -> bool:
@@ -63,10 +65,13 @@ class Scheduler:
         """
         batch: list[ScheduledSequence] = []
         budget = self.max_num_batched_tokens
-        # Decode before prefill: those streams have a reader who waits for the next token. (sorted keeps the order of arrival.)
-        for seq in sorted(self.running, key=lambda seq: seq.num_new_tokens > 1):
-            if budget > 0 and seq.status is SequenceStatus.RUNNING and self._make_room(seq, self._share(seq, budget), batch):
-                budget -= self._take(seq, budget, batch)
+        # Decode before prefill: those streams have a reader who waits for the next token.
+        for seq in [seq for seq in self.running if seq.num_new_tokens == 1]:
+            budget -= self._continue(seq, budget, batch)
+        if batch:
+            budget = min(budget, self.max_num_prompt_tokens)
+        for seq in [seq for seq in self.running if seq.num_new_tokens > 1]:
+            budget -= self._continue(seq, budget, batch)
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs and self._admit(self.waiting[0]):
             budget -= self._take(self.running[-1], budget, batch)
         return batch
@@ -108,6 +113,12 @@ class Scheduler:
         """Raise IntegrityError if a block is lost or owned twice."""
         if self.ledger is not None:
             self.ledger.check_integrity([*self.running, *self.waiting])
+
+    def _continue(self, seq: Sequence, budget: int, batch: list[ScheduledSequence]) -> int:
+        """Put a running sequence's next tokens into the batch, if there is room and nobody preempted it; return its cost."""
+        if budget <= 0 or seq.status is not SequenceStatus.RUNNING or not self._make_room(seq, self._share(seq, budget), batch):
+            return 0
+        return self._take(seq, budget, batch)
 
     def _share(self, seq: Sequence, budget: int) -> int:
         return min(seq.num_new_tokens, budget) if self.chunked_prefill else seq.num_new_tokens

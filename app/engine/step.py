@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app.engine.pace import PrefillPace
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
 from app.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprobs
@@ -42,11 +43,14 @@ class Stepper:
         self._scheduler = scheduler
         self._outputs: list[StepOutput] = []
         self._next_check = 0.0
+        self._pace = PrefillPace(scheduler.max_num_batched_tokens)
         self.totals = Totals()
 
     def step(self) -> list[StepOutput]:
         """Compute and commit one batch."""
-        for part, output in self._forward(self._scheduler.schedule()):
+        start = time.monotonic()
+        batch = self._scheduler.schedule()
+        for part, output in self._forward(batch):
             if isinstance(output, Exception):
                 self._fail(part[0].seq, output, "forward")
             else:
@@ -55,8 +59,15 @@ class Stepper:
             self._runner.release(seq.seq_id)
         self.totals.num_steps += 1
         self.totals.last_step_time = time.monotonic()
+        self._adjust_pace(batch, self.totals.last_step_time - start)
         self._check_when_idle()
         return self.take()
+
+    def _adjust_pace(self, batch: list[ScheduledSequence], seconds: float) -> None:
+        num_streams = sum(1 for scheduled in batch if scheduled.num_new_tokens == 1)
+        num_tokens = sum(scheduled.num_new_tokens for scheduled in batch)
+        self._pace.observe(seconds, num_streams, num_tokens - num_streams)
+        self._scheduler.max_num_prompt_tokens = self._pace.budget
 
     def _check_when_idle(self) -> None:
         """Look for lost blocks when there is nothing to do, but not after each of many short requests."""

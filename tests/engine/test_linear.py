@@ -5,39 +5,46 @@ import torch
 from torch import nn
 
 from app.engine import linear
-from app.engine.linear import onednn_product, packed, quicken
+from app.engine.linear import PRODUCTS, prepared, quicken
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the clock says, oneDNN is faster."""
-    monkeypatch.setattr(linear, "seconds", lambda product, *_: 1.0 if product is onednn_product else 9.0)
+def race(monkeypatch: pytest.MonkeyPatch, single: str, many: str) -> None:
+    """Let these products win, whatever the clock says."""
+    winners = {True: single, False: many}
+    monkeypatch.setattr(linear, "seconds", lambda name, rows, *_: 1.0 if name == winners[rows == (1,)] else 9.0)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 33, 200])
-@pytest.mark.parametrize("is_packed", [True, False])
-def test_the_product_is_the_product(rows: int, is_packed: bool) -> None:
-    x, weight, bias = torch.randn(rows, 48), torch.randn(80, 48), torch.randn(80)
-    output = onednn_product(x, packed(weight) if is_packed else weight, bias)
+@pytest.mark.parametrize(
+    ("name", "rows", "packs"),
+    [("transposed", 1, False)] + [("onednn", rows, packs) for rows in (1, 2, 7, 8, 33, 200) for packs in (True, False)],
+)
+@pytest.mark.parametrize("bias", [None, torch.randn(80)])
+def test_every_product_is_the_product(name: str, rows: int, packs: bool, bias: torch.Tensor | None) -> None:
+    x, weight = torch.randn(rows, 48), torch.randn(80, 48)
+    output = PRODUCTS[name](x, prepared(name, weight, packs), bias)
+    assert output.is_contiguous()
     torch.testing.assert_close(output, nn.functional.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 16), (5, 16), (1, 1, 16), (2, 3, 16), (16,), (0, 16), (1, 0, 16)])
+@pytest.mark.parametrize(
+    ("single", "many"), [("onednn", "onednn"), ("transposed", "onednn"), ("transposed", "torch"), ("torch", "onednn")]
+)
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.usefixtures("always")
 def test_a_quickened_layer_gives_what_it_gave(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, share: float
+    monkeypatch: pytest.MonkeyPatch, single: str, many: str, shape: tuple[int, ...], bias: bool, share: float
 ) -> None:
+    race(monkeypatch, single, many)
     monkeypatch.setattr(linear, "_PACKED_SHARE", share)
     layer = nn.Linear(16, 24, bias=bias)
     x = torch.randn(shape)
     with torch.inference_mode():
         before = layer(x)
-        assert quicken(layer) == ("onednn-packed" if share else "onednn")
+        assert quicken(layer) == f"{single}, {many}"
         assert layer(x).shape == before.shape
         torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
         turned = torch.randn(16, 3).t()
@@ -45,8 +52,8 @@ def test_a_quickened_layer_gives_what_it_gave(
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "t5", "gpt2"])
-@pytest.mark.usefixtures("always")
-def test_a_quickened_model_gives_what_it_gave(kind: str) -> None:
+def test_a_quickened_model_gives_what_it_gave(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    race(monkeypatch, "transposed", "onednn")
     model = tiny_model(kind)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     inputs = {"input_ids": torch.tensor([[5, 6, 7]])} | ({"decoder_input_ids": torch.tensor([[0, 9]])} if kind == "t5" else {})
@@ -57,8 +64,9 @@ def test_a_quickened_model_gives_what_it_gave(kind: str) -> None:
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.usefixtures("always")
-def test_what_is_no_plain_layer_on_a_cpu_is_left_alone() -> None:
+def test_what_is_no_plain_layer_on_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    race(monkeypatch, "transposed", "onednn")
+
     class Special(nn.Linear):
         pass
 
@@ -67,14 +75,14 @@ def test_what_is_no_plain_layer_on_a_cpu_is_left_alone() -> None:
         assert "forward" not in vars(layer)
 
 
-def test_a_product_that_is_not_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "seconds", lambda product, *_: 0.95 if product is onednn_product else 1.0)
+def test_a_product_that_is_not_clearly_faster_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "seconds", lambda name, *_: 1.0 if name == "torch" else 0.95)
     layer = nn.Linear(8, 8)
-    assert quicken(layer) == "torch"
+    assert quicken(layer) == "torch, torch"
     assert "forward" not in vars(layer)
 
 
-def test_the_clock_runs_over_all_rows() -> None:
+def test_the_clock_runs_over_all_weights_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.randn(8, 8), torch.randn(4, 8)]
     seen: list[tuple[int, int]] = []
 
@@ -82,5 +90,6 @@ def test_the_clock_runs_over_all_rows() -> None:
         seen.append((x.shape[0], weight.shape[0]))
         return x
 
-    assert linear.seconds(product, weights, weights) > 0
-    assert set(seen) == {(rows, out) for rows in linear.ROWS for out in (8, 4)}
+    monkeypatch.setitem(PRODUCTS, "torch", product)
+    assert linear.seconds("torch", (1, 5), weights, weights) > 0
+    assert set(seen) == {(rows, out) for rows in (1, 5) for out in (8, 4)}
