@@ -67,6 +67,8 @@ class Generation:
         self._salt = salt
         self._start = time.monotonic()
         self._closed = False
+        # Looked up once: it is observed for every token.
+        self._inter_token_latency = metrics.inter_token_latency.labels(model.name)
 
     def submit(
         self, prompt: Prompt, params: SamplingParams, *, stop: tuple[str, ...], keep_special_tokens: bool = False
@@ -145,9 +147,8 @@ class Generation:
             candidate.first_token_time = now
             self._metrics.time_to_first_token.labels(self.model.name).observe(now - self._start)
         else:
-            latency = self._metrics.inter_token_latency.labels(self.model.name)
             for _ in range(num_tokens):
-                latency.observe((now - candidate.last_token_time) / num_tokens)
+                self._inter_token_latency.observe((now - candidate.last_token_time) / num_tokens)
         candidate.last_token_time = now
 
     def usage(self) -> Usage:

@@ -6,15 +6,35 @@ each sequence's own blocks: `gather.py` does so on every device, `varlen.py` wit
 """
 
 import threading
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "tfoai_paged"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence's part of a batch: `num_new` tokens behind `num_computed` ones, all in the blocks of `block_table`."""
+
+    block_table: list[int]
+    num_computed: int
+    num_new: int
+
+    @property
+    def length(self) -> int:
+        return self.num_computed + self.num_new
+
+    def slots(self, block_size: int) -> list[int]:
+        """Return the places of the new tokens in KV memory."""
+        return [
+            self.block_table[position // block_size] * block_size + position % block_size
+            for position in range(self.num_computed, self.length)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,15 @@ class PagedBatch(Protocol):
         Return [tokens, heads, size of a value].
         """
         ...
+
+
+class Attention(Protocol):
+    """A way to attend over blocks. `block_size` is the number of tokens in a block."""
+
+    name: str
+    block_size: int
+
+    def batch(self, parts: SequenceOf[Part], device: torch.device) -> PagedBatch: ...
 
 
 class KVMemory:
@@ -129,6 +158,6 @@ def paged_attention(
     return batch.attend(query[0].transpose(0, 1), keys, values, options).unsqueeze(0), None
 
 
+# Registered for attention, and for masks on purpose not: without a mask function transformers builds none, and does not look
+# at the positions either, which would make the host wait for the device.
 AttentionInterface.register(NAME, paged_attention)
-# No mask is ever built: what a token sees stands in the PagedBatch.
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -3,27 +3,14 @@
 Knows no model and no scheduling; a batch is described by its sequences' block tables and lengths.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine.attention import AttentionOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One sequence's part of a batch: `num_new` tokens behind `num_computed` ones, all in the blocks of `block_table`."""
-
-    block_table: list[int]
-    num_computed: int
-    num_new: int
-
-    @property
-    def length(self) -> int:
-        return self.num_computed + self.num_new
+from app.engine.attention import AttentionOptions, Part
 
 
 @dataclass(slots=True)
@@ -97,6 +84,19 @@ class Scratch:
         return chosen.view(num_seqs, -1, *memory.shape[2:]).transpose(1, 2)
 
 
+class GatherAttention:
+    """Works on every device and for every model that takes an attention function."""
+
+    name = "gather"
+    block_size = 16
+
+    def __init__(self) -> None:
+        self._scratch = Scratch()
+
+    def batch(self, parts: SequenceOf[Part], device: torch.device) -> "GatheredBatch":
+        return GatheredBatch(parts, self.block_size, device, self._scratch)
+
+
 class GatheredBatch:
     """A PagedBatch that copies the blocks of its sequences together and attends with torch's own attention.
 
@@ -104,7 +104,7 @@ class GatheredBatch:
     one long context does not make all others as long.
     """
 
-    def __init__(self, parts: Iterable[Part], block_size: int, device: torch.device, scratch: Scratch) -> None:
+    def __init__(self, parts: SequenceOf[Part], block_size: int, device: torch.device, scratch: Scratch) -> None:
         self._block_size = block_size
         self._scratch = scratch
         self._prefills: list[_Prefill] = []
@@ -114,10 +114,7 @@ class GatheredBatch:
         row = 0
         for part in parts:
             blocks = part.block_table[: -(-part.length // block_size)]
-            slots += (
-                blocks[position // block_size] * block_size + position % block_size
-                for position in range(part.num_computed, part.length)
-            )
+            slots += part.slots(block_size)
             if part.length % block_size and part.num_computed <= (len(blocks) - 1) * block_size:
                 fresh.append(blocks[-1])
             if part.num_new == 1:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -22,11 +22,13 @@ from app.engine.kv_cache import BlockLedger
 from app.engine.linear import quicken
 from app.engine.loaded import LoadedModel
 from app.engine.memory import kv_cache_blocks
-from app.engine.paged import BLOCK_SIZE, PagedRunner, UnsuitableModelError, verify
+from app.engine.paged import PagedRunner, UnsuitableModelError
 from app.engine.progress import ProgressHook
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
 from app.engine.sequential import SequentialRunner
+from app.engine.verify import verify
+from app.engine.warmup import largest_step_bytes
 from app.errors import ConfigError
 
 logger = logging.getLogger("tfoai.engine")
@@ -105,20 +107,28 @@ def _runner(
     try:
         if (generation_config.num_beams or 1) > 1:
             raise UnsuitableModelError("it decodes with beam search")
-        runner = verify(model)
+        verified = verify(model)
     except UnsuitableModelError as reason:
         logger.info("model.sequential", extra={"model": name, "reason": f"one sequence at a time, because {reason}"})
         return SequentialRunner(model, generation_config), None
+    block_size, embeddings = verified.attention.block_size, cast(Any, model.get_input_embeddings())
     num_blocks = kv_cache_blocks(
         model.device,
-        runner.memory.bytes_per_block,
+        verified.memory.bytes_per_block,
         max_num_seqs=settings.max_num_seqs,
-        blocks_per_seq=-(-context_length // BLOCK_SIZE),
+        blocks_per_seq=-(-context_length // block_size),
         fraction=settings.kv_cache_memory_fraction,
+        step_bytes=largest_step_bytes(
+            model,
+            verified,
+            max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
+            max_num_seqs=settings.max_num_seqs,
+            vocab_size=embeddings.weight.shape[0],
+        ),
     )
-    return PagedRunner(model, num_blocks, runner.memory), BlockLedger(
-        num_blocks, BLOCK_SIZE, prefix_cache=settings.prefix_cache
-    )
+    runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
+    runner.capture_graphs(settings.max_num_seqs, context_length)
+    return runner, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
 
 
 def _device(settings: ModelSettings, path: str) -> str | None:

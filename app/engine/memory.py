@@ -9,14 +9,21 @@ DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.3}
 
 
 def kv_cache_blocks(
-    device: torch.device, bytes_per_block: int, *, max_num_seqs: int, blocks_per_seq: int, fraction: float | None
+    device: torch.device,
+    bytes_per_block: int,
+    *,
+    max_num_seqs: int,
+    blocks_per_seq: int,
+    fraction: float | None,
+    step_bytes: int = 0,
 ) -> int:
     """Return the number of blocks: enough for every sequence at full length, or what `fraction` of the free memory holds.
 
-    Never fewer than one sequence at full length needs, as far as memory allows: then long sequences still run, one by one.
+    `step_bytes` of the free memory are left to the steps. Never fewer than one sequence at full length needs, as far as memory
+    allows: then long sequences still run, one by one.
     """
     share = DEFAULT_FRACTION.get(device.type, 0.5) if fraction is None else fraction
-    affordable = int(free_memory(device) * share) // bytes_per_block
+    affordable = int(max(0, free_memory(device) - step_bytes) * share) // bytes_per_block
     return max(1, min(max_num_seqs * blocks_per_seq, affordable))
 
 

@@ -1,26 +1,27 @@
 """Owns the paged runner: one forward over a ragged batch, KV memory in blocks. Knows no scheduling policy and no sampling.
 
 It serves every causal model that takes an attention function and position ids. Whether a model does so faithfully is not
-believed but tried: `PagedRunner.verified` compares it with plain forwards when the model is loaded.
+believed but tried, by `verify.py`, when the model is loaded.
 """
 
+import logging
 from collections.abc import Sequence as SequenceOf
 from inspect import signature
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.engine import attention
-from app.engine.attention import KVMemory
-from app.engine.gather import GatheredBatch, Part, Scratch
+from app.engine.attention import Attention, KVMemory, PagedBatch, Part
+from app.engine.graphs import CudaRecorder, DecodeGraphs
 from app.engine.runner import ForwardOutput
 from app.engine.scheduler import ScheduledSequence
-from app.engine.sequence import SamplingParams, Sequence
+from app.engine.varlen import VarlenAttention
 
-BLOCK_SIZE = 16
-# Largest difference of logits, as a share of the largest logit, that rounding can explain.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+logger = logging.getLogger("tfoai.engine")
+
 # Their rotary embedding changes with the longest sequence of a batch, so neighbours would matter.
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -29,30 +30,38 @@ class UnsuitableModelError(Exception):
     """The model can not run in paged batches; the text says why."""
 
 
+def check_suitable(model: PreTrainedModel) -> None:
+    """Raise UnsuitableModelError for a model that does not even take what a paged batch gives it."""
+    parameters = signature(model.forward).parameters
+    if model.config.is_encoder_decoder:
+        raise UnsuitableModelError("it is an encoder-decoder model")
+    if "position_ids" not in parameters:
+        raise UnsuitableModelError("its forward takes no position_ids")
+    if not {"logits_to_keep", "kwargs"} & parameters.keys():
+        raise UnsuitableModelError("its forward takes no logits_to_keep")
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+        raise UnsuitableModelError(f"its rotary embedding ({rope['rope_type']}) depends on the whole batch")
+
+
 class PagedRunner:
-    """Computes batches for one model.
+    """Computes batches for one model, with `num_blocks` blocks of KV memory.
 
     Blocks are given to sequences by the scheduler's ledger (`Sequence.block_table`). The runner itself keeps nothing per
-    sequence, so a step can be repeated and a sequence dropped at any time.
+    sequence, so a step can be repeated and a sequence dropped at any time. Raise UnsuitableModelError if the model can not.
     """
 
     name = "paged"
     supports_chunked_prefill = True
 
-    def __init__(self, model: PreTrainedModel, num_blocks: int, like: KVMemory | None = None) -> None:
-        parameters = signature(model.forward).parameters
-        if model.config.is_encoder_decoder:
-            raise UnsuitableModelError("it is an encoder-decoder model")
-        if "position_ids" not in parameters:
-            raise UnsuitableModelError("its forward takes no position_ids")
-        if not {"logits_to_keep", "kwargs"} & parameters.keys():
-            raise UnsuitableModelError("its forward takes no logits_to_keep")
-        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-        if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-            raise UnsuitableModelError(f"its rotary embedding ({rope['rope_type']}) depends on the whole batch")
+    def __init__(self, model: PreTrainedModel, way: Attention, num_blocks: int, like: KVMemory | None = None) -> None:
+        check_suitable(model)
         self._model = cast(Any, model)
-        self._scratch = Scratch()
-        self.memory = KVMemory(num_blocks, BLOCK_SIZE, like)
+        self.attention = way
+        self.num_blocks = num_blocks
+        # One more than the ledger knows of: padding of CUDA graphs is written there.
+        self.memory = KVMemory(num_blocks + 1, way.block_size, like)
+        self._graphs: DecodeGraphs | None = None
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:
             raise UnsuitableModelError("it takes no attention function")
@@ -73,23 +82,49 @@ class PagedRunner:
                 wanted.append(len(input_ids) + end - start - 1)
             input_ids += seq.token_ids[start:end]
             positions += range(start, end)
-        device = self._model.device
         parts = [Part(s.seq.block_table, s.seq.num_computed_tokens, s.num_new_tokens) for s in batch]
-        with attention.running(GatheredBatch(parts, BLOCK_SIZE, device, self._scratch), self.memory):
-            logits = self._model(
-                input_ids=torch.tensor([input_ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-                return_dict=True,
-            ).logits[0]
+        if self._graphs is not None and len(wanted) == len(parts) and self._graphs.takes(parts):
+            return ForwardOutput(self._graphs.run(input_ids, parts))
+        device = self._model.device
+        logits = self._logits(
+            torch.tensor([input_ids], device=device),
+            torch.tensor([positions], device=device),
+            self.attention.batch(parts, device),
+            torch.tensor(wanted, dtype=torch.long, device=device),
+        )
         return _sorted_out(batch, logits, prompt_rows)
 
     def release(self, seq_id: int) -> None:
         """Nothing is kept per sequence."""
 
+    @torch.inference_mode()
+    def capture_graphs(self, max_num_seqs: int, max_length: int) -> None:
+        """Make CUDA graphs for decode steps of up to so many sequences and tokens; without them if the model refuses."""
+        if not isinstance(self.attention, VarlenAttention) or len({p.device for p in self._model.parameters()}) > 1:
+            return
+        try:
+            self._graphs = DecodeGraphs(
+                self._logits,
+                CudaRecorder(self._model.device),
+                max_num_seqs=max_num_seqs,
+                max_blocks=min(self.num_blocks, -(-max_length // self.attention.block_size)),
+                block_size=self.attention.block_size,
+                spare_block=self.num_blocks,
+            )
+        except Exception as error:  # whatever modelling code does that a graph can not hold
+            logger.warning("graphs.refused", extra={"error": f"{type(error).__name__}: {error}"})
+            torch.cuda.synchronize(self._model.device)
 
-def _sorted_out(batch: SequenceOf[ScheduledSequence], logits: torch.Tensor, prompt_rows: dict[int, slice]) -> ForwardOutput:
+    def _logits(self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, wanted: Tensor | int = 0) -> Tensor:
+        """Return the logits of the `wanted` rows [rows], or of all of them (0, as transformers has it)."""
+        with attention.running(batch, self.memory):
+            logits: Tensor = self._model(
+                input_ids=input_ids, position_ids=positions, use_cache=False, logits_to_keep=wanted, return_dict=True
+            ).logits
+        return logits[0]
+
+
+def _sorted_out(batch: SequenceOf[ScheduledSequence], logits: Tensor, prompt_rows: dict[int, slice]) -> ForwardOutput:
     """Split the wanted rows into prompt logits and the rows to sample from."""
     if not prompt_rows:
         return ForwardOutput(logits)
@@ -102,46 +137,3 @@ def _sorted_out(batch: SequenceOf[ScheduledSequence], logits: torch.Tensor, prom
             sampled.append(row + width - 1)
         row += width if rows is not None or scheduled.completes else 0
     return ForwardOutput(logits[sampled], prompt_logits)
-
-
-def verify(model: PreTrainedModel) -> PagedRunner:
-    """Return a runner with a small memory whose logits equal plain forwards; raise UnsuitableModelError, the model unchanged.
-
-    Three sequences are prefilled in uneven chunks beside each other's decode steps, so every way that a batch can be mixed is
-    tried once.
-    """
-    before = model.config._attn_implementation
-    generator = torch.Generator().manual_seed(0)
-    embeddings: Any = model.get_input_embeddings()
-    vocab_size = embeddings.weight.shape[0]
-    texts = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in (3, 19, 40)]
-    try:
-        with torch.inference_mode():
-            plain = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0] for ids in texts]
-        runner = PagedRunner(model, num_blocks=8)
-        sequences = [Sequence(index, ids, SamplingParams(max_tokens=1, prompt_logprobs=0)) for index, ids in enumerate(texts)]
-        blocks = iter(range(7, -1, -1))
-        for seq in sequences:
-            seq.block_table = [next(blocks) for _ in range(-(-seq.num_tokens // BLOCK_SIZE))]
-        for sizes in ([1, 10, 17], [1, 1, 20], [1, 8, 1], [0, 0, 2]):
-            batch = [ScheduledSequence(seq, size) for seq, size in zip(sequences, sizes, strict=True) if size]
-            output = runner.forward(batch)
-            for scheduled in batch:
-                _compare(scheduled, output.prompt_logits[scheduled.seq.seq_id], plain[scheduled.seq.seq_id])
-                scheduled.seq.num_computed_tokens += scheduled.num_new_tokens
-    except UnsuitableModelError:
-        model.set_attn_implementation(before)
-        raise
-    except Exception as error:
-        model.set_attn_implementation(before)
-        raise UnsuitableModelError(f"its forward fails in a paged batch ({type(error).__name__}: {error})") from error
-    return runner
-
-
-def _compare(scheduled: ScheduledSequence, got: torch.Tensor, plain: torch.Tensor) -> None:
-    start = scheduled.seq.num_computed_tokens
-    expected = plain[start : start + scheduled.num_new_tokens].float()
-    difference = (got.float() - expected).abs().max() / expected.abs().max()
-    tolerance = _TOLERANCE.get(plain.dtype, 1e-1)
-    if not difference <= tolerance:
-        raise UnsuitableModelError(f"its logits differ by {difference:.2%} from a plain forward")

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from app.engine.engine import EngineThread
 from app.engine.kv_cache import BlockLedger
-from app.engine.paged import BLOCK_SIZE, PagedRunner, UnsuitableModelError, verify
+from app.engine.paged import PagedRunner, UnsuitableModelError
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput
+from app.engine.verify import verify
 from tests.support.tiny import EOS, VOCAB_SIZE, tiny_model
 
 PAGED = [
@@ -54,11 +55,14 @@ class Served:
         max_num_seqs: int = 8,
     ) -> None:
         model = tiny_model(kind)
-        self.ledger = BlockLedger(num_blocks, BLOCK_SIZE, prefix_cache=prefix_cache)
+        verified = verify(model)
+        self.ledger = BlockLedger(num_blocks, verified.attention.block_size, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, chunked_prefill=True, ledger=self.ledger
         )
-        self.engine = EngineThread(PagedRunner(model, num_blocks, verify(model).memory), BatchSampler(), self.scheduler)
+        self.engine = EngineThread(
+            PagedRunner(model, verified.attention, num_blocks, verified.memory), BatchSampler(), self.scheduler
+        )
 
     async def run(self, prompt: tuple[int, ...], *, salt: str = "", **params: Any) -> StepOutput:
         wanted = {"max_tokens": MAX_TOKENS, "stop_token_ids": frozenset({EOS}), **params}
