@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
+from app.engine.cpus import limit_threads
 from app.engine.engine import EngineThread
 from app.engine.generation import (
     ProcessorFactory,
@@ -44,6 +45,7 @@ _CONTEXT_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len"
 def load(name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> LoadedModel:
     """Load `source` (a path or hub id) for the served name; raise ConfigError naming the place under `path`."""
     device = _device(settings, path)
+    limit_threads()
     start = time.monotonic()
     transformers_logging.set_verbosity_error()
     with ProgressHook(name, on_progress):

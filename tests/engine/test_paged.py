@@ -120,18 +120,23 @@ def test_a_model_whose_logits_would_differ_is_refused(monkeypatch: pytest.Monkey
     "conditions",
     [
         {"num_blocks": 8},
-        {"max_num_batched_tokens": 16},
-        {"num_blocks": 8, "max_num_batched_tokens": 7},
-        {"prefix_cache": False},
-        {"num_blocks": 8, "prefix_cache": False},
-        {"max_num_seqs": 2},
+        {"max_num_batched_tokens": 16, "prefix_cache": False},
+        {"num_blocks": 8, "max_num_batched_tokens": 7, "max_num_seqs": 5},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("kind", PAGED)
 async def test_nothing_around_a_request_changes_its_text(kind: str, conditions: dict[str, Any]) -> None:
+    """Little memory (preemption), chunks of a few tokens, with and without a prefix cache, the same prompt several times, and
+    neighbours that leave."""
     served = Served(kind, **conditions)
-    outputs = await asyncio.gather(*(served.run(prompt) for prompt in prompts() * 3))
+    kept = [asyncio.ensure_future(served.run(prompt)) for prompt in prompts() * 3]
+    for turn in range(4):
+        stream = served.engine.submit(prompts()[turn], SamplingParams(max_tokens=400))
+        if turn % 2:
+            await anext(stream)
+        stream.close()
+    outputs = await asyncio.gather(*kept)
     assert [output.token_ids for output in outputs] == [expected(kind, prompt) for prompt in prompts()] * 3
     if conditions.get("num_blocks") == 8:
         assert served.scheduler.num_preemptions > 0

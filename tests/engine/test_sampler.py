@@ -14,6 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from app.engine import sampler
 from app.engine.sampler import PROMPT_LOGPROBS_SLICE, TOP_K_WITHOUT_SORT, BatchSampler, NotFiniteError
 from app.engine.sequence import SamplingParams, Sequence
 
@@ -77,6 +78,40 @@ def test_a_small_top_k_is_drawn_in_the_same_proportions_as_with_a_sort() -> None
     for token, share in zip(kept.indices.tolist(), expected.tolist(), strict=True):
         assert short[token] / 3000 == pytest.approx(share, abs=0.04)
     assert len(short) == 5
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize(
+    "params",
+    [{"top_p": 0.9}, {"top_p": 0.2}, {"min_p": 0.1}, {"top_p": 0.7, "min_p": 0.02}, {"top_k": 500, "top_p": 0.8}],
+    ids=str,
+)
+def test_a_list_of_the_best_tokens_gives_what_a_sort_gives(
+    monkeypatch: pytest.MonkeyPatch, spread: float, params: dict[str, float]
+) -> None:
+    logits = torch.randn(8, 3_000, generator=torch.Generator().manual_seed(4)) * spread
+
+    def draw() -> list[list[int]]:
+        rows = [sequence(temperature=1.0, seed=seed, **params) for seed in range(8)]
+        return [result.token_ids for _ in range(25) for result in BatchSampler().sample(logits, rows)]
+
+    with_list = draw()
+    monkeypatch.setattr(sampler, "_holds_all", lambda best, *_: torch.zeros(best.shape[0], dtype=torch.bool))
+    assert draw() == with_list
+
+
+def test_a_vocabulary_is_sorted_only_for_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = torch.Tensor.sort
+    monkeypatch.setattr(
+        torch.Tensor, "sort", lambda tensor, **options: (sizes.append(len(tensor)), original(tensor, **options))[1]
+    )
+    sharp, flat = torch.randn(3_000) * 8, torch.randn(3_000) * 0.01
+    rows = [sequence(temperature=1.0, top_p=0.9, seed=seed) for seed in range(5)]
+    BatchSampler().sample(torch.stack([sharp, sharp, sharp, sharp, sharp]), rows)
+    assert sizes == []
+    BatchSampler().sample(torch.stack([sharp, flat, sharp, flat, sharp]), rows)
+    assert sizes == [2]
 
 
 def test_rows_of_one_batch_keep_their_own_parameters_and_random_numbers() -> None:
