@@ -42,9 +42,23 @@ lint: $(VENV)/.installed-dev ## Mend what ruff can mend, then check style and ty
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
+# Only the benchmarks need the rival.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements-bench.txt
+	@touch $@
+
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure throughput and latency of the engine and the server (tests/benchmarks)
+bench: $(VENV)/.installed-bench ## Measure tfoai beside `transformers serve` over HTTP, and the engine's steps beside their floor
 	$(BIN)/python -m tests.benchmarks.server
+	$(BIN)/python -m tests.benchmarks.engine
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.installed-bench ## Measure the engine on a CUDA device beside transformers' continuous batching
+	$(BIN)/python -m tests.benchmarks.gpu
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 .PHONY: demo
 demo: $(VENV)/.installed ## Train the two demo models again (about half an hour on 2 cores)

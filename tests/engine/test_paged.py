@@ -19,9 +19,9 @@ from tests.support.tiny import EOS, VOCAB_SIZE, tiny_model
 
 PAGED = [
     "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt",
-    "olmo2", "cohere", "starcoder2", "granite", "smollm3", "gpt_oss",
+    "olmo2", "cohere", "starcoder2", "granite", "smollm3", "stablelm", "gpt_oss",
 ]  # fmt: skip
-NOT_PAGED = ["falcon", "bloom", "stablelm", "mamba", "t5", "bart"]
+NOT_PAGED = ["falcon", "bloom", "mamba", "t5", "bart"]
 MAX_TOKENS = 24
 
 

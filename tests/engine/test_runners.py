@@ -17,7 +17,7 @@ from app.engine.sequence import FinishReason, SamplingParams, StepOutput
 from app.engine.sequential import SequentialRunner
 from tests.support.tiny import EOS, VOCAB_SIZE, tiny_model
 
-CAUSAL = ["llama", "qwen3", "gpt2", "opt", "mamba"]
+CAUSAL = ["llama", "qwen3", "gpt2", "opt", "mamba", "falcon", "bloom"]
 SEQ2SEQ = ["t5", "bart", "pegasus"]
 MAX_TOKENS = 24
 

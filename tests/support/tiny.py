@@ -96,7 +96,7 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         "starcoder2": lambda: t.Starcoder2ForCausalLM(t.Starcoder2Config(**grouped, **overrides)),
         "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**common | overrides)),
         "smollm3": lambda: t.SmolLM3ForCausalLM(t.SmolLM3Config(**grouped, **overrides)),
-        "stablelm": lambda: t.StableLmForCausalLM(t.StableLmConfig(**common | overrides)),
+        "stablelm": lambda: t.StableLmForCausalLM(t.StableLmConfig(**grouped, **overrides)),
         "gpt2": lambda: t.GPT2LMHeadModel(
             t.GPT2Config(
                 vocab_size=VOCAB_SIZE,
