@@ -28,6 +28,7 @@ class SamplingRequest:
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ class GenerationDefaults:
             num_beams=num_beams,
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
+            priority=request.priority,
         )
 
 

@@ -21,14 +21,15 @@ class ScheduledSequence:
 
 
 class Scheduler:
-    """Admits waiting sequences and retires finished ones at every step, first come first served.
+    """Admits waiting sequences and retires finished ones at every step: lower `priority` first, then first come first served.
 
     Running sequences come first in a batch, so a new prompt never delays a stream that is running by more than its share of
     the token budget. `chunked_prefill` False is for runners that compute a prompt in one piece: then at most one prompt
     exceeds what is left of the budget, and it is the last one of its batch.
 
-    With a `ledger`, a sequence runs only while it has blocks for its tokens. When they run out, the sequence that came last is
-    preempted: its blocks are taken, and it waits, first in line, to be computed again. It never fails for that.
+    With a `ledger`, a sequence runs only while it has blocks for its tokens. When they run out, of those with the highest
+    `priority` number the one that came last is preempted: its blocks are taken, and it waits, first of its priority, to be
+    computed again. It never fails for that.
     """
 
     def __init__(
@@ -56,7 +57,11 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
+        """Put a sequence behind those that wait with the same priority, before those with a higher number."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].params.priority > seq.params.priority:
+            place -= 1
+        self.waiting.insert(place, seq)
 
     def schedule(self) -> list[ScheduledSequence]:
         """Return the next batch; empty only when there is no work.
@@ -154,7 +159,8 @@ class Scheduler:
             return True
         while not self.ledger.allocate(seq, seq.num_computed_tokens + num_new_tokens):
             scheduled = {scheduled.seq.seq_id for scheduled in batch}
-            victim = next(other for other in reversed(self.running) if other.seq_id not in scheduled)
+            candidates = [other for other in reversed(self.running) if other.seq_id not in scheduled]
+            victim = max(candidates, key=lambda other: other.params.priority)  # the first of equals: the one that came last
             self._preempt(victim)
             if victim is seq:
                 return False
@@ -164,7 +170,10 @@ class Scheduler:
         self.running.remove(seq)
         self._release(seq)
         seq.status = SequenceStatus.WAITING
-        self.waiting.appendleft(seq)
+        place = 0
+        while place < len(self.waiting) and self.waiting[place].params.priority < seq.params.priority:
+            place += 1
+        self.waiting.insert(place, seq)
         self.num_preemptions += 1
 
     def _release(self, seq: Sequence) -> None:

@@ -32,7 +32,7 @@ class SamplingParams:
     None: none at all), `prompt_logprobs` the same for prompt tokens. `choice` numbers the continuations of one prompt, so
     that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
     request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
-    logprobs.
+    logprobs. Sequences with a lower `priority` are scheduled first.
     """
 
     max_tokens: int
@@ -53,6 +53,7 @@ class SamplingParams:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -446,7 +446,17 @@ class TestStream:
 
 OPTIONAL = (
     *("n", "temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "stream"),
-    *("stream_options", "user", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
+    *(
+        "stream_options",
+        "user",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "min_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "priority",
+    ),
     *("max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
     *("response_format", "modalities", "store", "metadata", "safety_identifier", "prompt_cache_key"),
     *("prompt_cache_retention", "service_tier", *REFUSED),

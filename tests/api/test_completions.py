@@ -480,7 +480,17 @@ class TestLegacyPath:
 
 OPTIONAL = (
     *("n", "temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "stream"),
-    *("stream_options", "user", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
+    *(
+        "stream_options",
+        "user",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "min_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "priority",
+    ),
     *("prompt", "best_of", "echo", "logprobs", "max_tokens", "suffix"),
 )
 
@@ -538,6 +548,7 @@ class TestParameters:
             ("min_tokens", [-1, 1.5, "1", 2**31]),
             ("max_tokens", [-1, 1.5, "1", True, 2**31, 2**70, -(2**70)]),
             ("ignore_eos", [1, "true"]),
+            ("priority", [1.5, "1", True, -1001, 1001]),
             ("stop_token_ids", [5, ["a"], [-1], [1] * 65, [None], [True]]),
             ("echo", [1, "true", []]),
             ("logprobs", [-1, 6, True, "1"]),

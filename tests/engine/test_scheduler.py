@@ -5,12 +5,13 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from app.engine.kv_cache import BlockLedger
 from app.engine.scheduler import ScheduledSequence, Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, SequenceStatus
 
 
-def sequence(seq_id: int, length: int) -> Sequence:
-    return Sequence(seq_id, [5] * length, SamplingParams(max_tokens=10))
+def sequence(seq_id: int, length: int, priority: int = 0) -> Sequence:
+    return Sequence(seq_id, [seq_id] * length, SamplingParams(max_tokens=10, priority=priority))
 
 
 def advance(batch: list[ScheduledSequence]) -> None:
@@ -54,6 +55,41 @@ def test_scheduling_twice_without_progress_gives_the_same_batch() -> None:
     assert scheduler.schedule() == scheduler.schedule()
 
 
+def test_prompts_take_only_their_share_of_a_step_that_streams_wait_for() -> None:
+    scheduler = Scheduler(max_num_seqs=4, max_num_batched_tokens=100, chunked_prefill=True)
+    scheduler.max_num_prompt_tokens = 6
+    for seq_id in range(2):
+        scheduler.add(sequence(seq_id, 40))
+    assert [scheduled.num_new_tokens for scheduled in scheduler.schedule()] == [40, 40], "nobody waits yet"
+    advance(scheduler.schedule())
+    for seq_id in range(2, 4):
+        scheduler.add(sequence(seq_id, 4))
+    batch = scheduler.schedule()
+    assert [scheduled.num_new_tokens for scheduled in batch] == [1, 1, 4, 2]
+
+
+def test_lower_priority_numbers_come_first() -> None:
+    scheduler = Scheduler(max_num_seqs=2, max_num_batched_tokens=100, chunked_prefill=True)
+    for seq_id, priority in enumerate((5, 0, 5, -1, 0)):
+        scheduler.add(sequence(seq_id, 3, priority))
+    assert [seq.seq_id for seq in scheduler.waiting] == [3, 1, 4, 0, 2]
+    assert [scheduled.seq.seq_id for scheduled in scheduler.schedule()] == [3, 1]
+
+
+def test_the_least_urgent_that_came_last_is_preempted_and_waits_before_its_equals() -> None:
+    ledger = BlockLedger(6, 2, prefix_cache=False)
+    scheduler = Scheduler(max_num_seqs=4, max_num_batched_tokens=100, chunked_prefill=True, ledger=ledger)
+    for seq_id, priority in enumerate((0, 3, 3)):
+        scheduler.add(sequence(seq_id, 4, priority))
+    advance(scheduler.schedule())
+    scheduler.add(sequence(3, 2, 3))
+    scheduler.add(sequence(4, 2, 0))
+    batch = scheduler.schedule()
+    assert [scheduled.seq.seq_id for scheduled in batch[:2]] == [0, 1]
+    assert scheduler.num_preemptions == 1
+    assert [seq.seq_id for seq in scheduler.waiting] == [4, 2, 3]
+
+
 @pytest.mark.parametrize("limits", [(0, 8), (4, 0)])
 def test_limits_must_allow_progress(limits: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
@@ -61,7 +97,8 @@ def test_limits_must_allow_progress(limits: tuple[int, int]) -> None:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Every sequence that is added is either here or was handed back once; no limit is ever exceeded; nobody starves."""
+    """Every sequence that is added is either here or was handed back once; no limit is ever exceeded; none of the most
+    urgent starves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,9 +106,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.here: dict[int, Sequence] = {}
         self.count = 0
 
-    @rule(length=st.integers(1, 20))
-    def add(self, length: int) -> None:
-        seq = sequence(self.count, length)
+    @rule(length=st.integers(1, 20), priority=st.sampled_from([0, 0, 0, 1, 2]))
+    def add(self, length: int, priority: int) -> None:
+        seq = sequence(self.count, length, priority)
         self.scheduler.add(seq)
         self.here[self.count] = seq
         self.count += 1
@@ -83,8 +120,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert batch, "there is work, so there is a batch"
         assert sum(scheduled.num_new_tokens for scheduled in batch) <= 6
         assert len({scheduled.seq.seq_id for scheduled in batch}) == len(batch) <= 3
-        oldest = min(self.here)
-        assert self.here[oldest] in self.scheduler.running, "first come, first served"
+        if len(self.scheduler.running) < 3 and self.scheduler.waiting:
+            assert sum(scheduled.num_new_tokens for scheduled in batch) == 6, "who waits could have run"
         advance(batch)
 
     @precondition(lambda self: self.scheduler.running)
@@ -108,6 +145,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def who_waits_waits(self) -> None:
         assert all(seq.status is SequenceStatus.WAITING for seq in self.scheduler.waiting)
+        order = [(seq.params.priority, seq.seq_id) for seq in self.scheduler.waiting]
+        assert order == sorted(order), "by priority, then first come, first served"
         assert len(self.scheduler.running) <= 3
 
 

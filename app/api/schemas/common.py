@@ -54,6 +54,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     min_tokens: TokenCount | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenCount], Meta(max_length=64)] | None = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -82,6 +83,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             n=n,
             stop_token_ids=stop_token_ids,
             ignore_eos=bool(self.ignore_eos),
+            priority=self.priority or 0,
             **more,
         )
 
