@@ -7,14 +7,16 @@ _REPLACEMENT = "\ufffd"
 
 # Enough tokens before the first new one for decoders that look back (a leading space, a byte sequence).
 CONTEXT_TOKENS = 8
+# Until it has this many tokens a window only grows: to shorten it costs a second decoding.
+WINDOW_TOKENS = 16
 
 
 class Detokenizer:
     """Decodes a growing list of ids.
 
     Text is given out only up to a character boundary: while the end decodes to a replacement character, it may be half an
-    emoji, and is held back until more tokens or the end decide it. Each step decodes only the tokens since the last boundary
-    and the ones of the boundary before (for tokenizers that drop a leading space), never the whole text.
+    emoji, and is held back until more tokens or the end decide it. Each step decodes only a short window: the tokens since the
+    last boundary and some before it (for tokenizers that drop a leading space), never the whole text.
 
     `context_ids` are the last tokens of the prompt that the new tokens continue; their text is not given out.
     """
@@ -32,6 +34,9 @@ class Detokenizer:
         if text.endswith(_REPLACEMENT):
             return ""
         new_text = self._new_part(text)
+        if len(self._window) < WINDOW_TOKENS:
+            self._done_text, self._num_done = text, len(self._window)
+            return new_text
         # The next window starts at the boundary before this one, unless what is left to look back at has no text by itself
         # (special tokens, a lone space): then the one before it is still needed.
         shorter = self._window[self._num_done :]
