@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import torch
 import transformers
 
@@ -192,6 +193,30 @@ def long_prompt_beside(name: str, running: list[Contender], rounds: int) -> None
     print(f"  ITL p99 is {worst[1] / worst[0]:.2f}x", flush=True)
 
 
+def endurance(name: str, ours: Contender, requests: int) -> None:
+    """32 streams before and after many requests: does anything grow?"""
+    streams, figures = 32, []
+    with ours.awake():
+        for phase in ("before", "after"):
+            if phase == "after":
+                prompt = prompts(name, 20_000_000, 20)
+                asyncio.run(closed_loop(ours.target, streams, requests // streams, prompt, 6))
+            loads = [
+                asyncio.run(
+                    closed_loop(ours.target, streams, REQUESTS_PER_STREAM, prompts(name, 30_000_000 + 1_000 * turn), 64)
+                )
+                for turn in range(6)
+            ]
+            rate = statistics.median(load.rate for load in loads[1:])
+            resident = psutil.Process(ours.process.pid).memory_info().rss / 2**20
+            figures.append((rate, resident))
+            print(f"tfoai {phase} {requests} requests: 32 streams {rate:.0f} tok/s, resident {resident:.0f} MB", flush=True)
+        text = httpx.get(f"{ours.target.url}/metrics").text
+    used = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith("tfoai_kv_cache_usage_ratio{")]
+    (before, megabytes), (after, megabytes_after) = figures
+    print(f"  time per token x{before / after:.2f}, resident {megabytes_after - megabytes:+.0f} MB, KV memory in use {used}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -204,7 +229,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory, contenders(name, Path(directory)) as running:
             for streams in map(int, arguments.streams.split(",")):
                 throughput(name, running, streams, arguments.rounds)
-            if name == "29M":
+            if name == "0.2M":
+                endurance(name, running[0], 10_000)
+            else:
                 shared_prefix(name, running, arguments.rounds)
                 long_prompt_beside(name, running, arguments.rounds)
 
