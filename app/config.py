@@ -130,6 +130,12 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     prefix_cache: Annotated[
         bool, doc("Keep the keys and values of prompts, for prompts that begin the same; never across tokens.", "true or false")
     ] = True
+    compile: Annotated[
+        bool,
+        doc(
+            "Run the model through torch.compile: minutes at the start, less time per step; needs a compiler.", "true or false"
+        ),
+    ] = False
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="upper"):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
+from app.engine.compiling import compile_model
 from app.engine.cpus import limit_threads
 from app.engine.engine import EngineThread
 from app.engine.generation import (
@@ -60,6 +61,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     processors = ProcessorFactory(model, generation_config)
     processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
     linear = quicken(model)
+    compile_seconds = compile_model(model, path) if settings.compile else None
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
@@ -86,6 +88,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             "parameters": model.num_parameters(),
             "runner": runner.name,
             "linear": linear,
+            "compile_seconds": None if compile_seconds is None else round(compile_seconds, 1),
             "seconds": round(seconds, 2),
         },
     )
