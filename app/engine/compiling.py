@@ -17,7 +17,8 @@ def compile_model(model: PreTrainedModel, path: str) -> float:
     CPU, Triton on a GPU, and modelling code that it can read.
     """
     # Attention looks up the batch that is under way, which no compiler can see through: it stays as it is, between the parts.
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.paged_attention))
+    opaque: Any = torch.compiler.disable(attention.paged_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(attention.NAME, opaque)
     start = time.monotonic()
     model.compile(dynamic=True)
     try:
