@@ -61,7 +61,7 @@ test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 .PHONY: demo
-demo: $(VENV)/.installed ## Train the two demo models again (about half an hour on 2 cores)
+demo: $(VENV)/.installed ## Train the two demo models again (about three quarters of an hour on 2 cores)
 	$(BIN)/python -m app.demo.train all
 
 .PHONY: schema

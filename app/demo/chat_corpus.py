@@ -113,6 +113,12 @@ def load_intents() -> tuple[Intent, ...]:
     return tuple(intents)
 
 
+@functools.cache
+def all_held_out() -> frozenset[str]:
+    """Return the held-out questions of all intents."""
+    return frozenset(question for intent in load_intents() for question in intent.held_out)
+
+
 def fallback() -> str:
     """Return the answer to what the model does not know."""
     return next(intent.answer for intent in load_intents() if intent.name == "fallback")
@@ -125,13 +131,13 @@ def _gibberish(rng: random.Random) -> str:
     )
 
 
-def question(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
+def question(rng: random.Random, held_out: bool = False, careless: float = 1.0) -> tuple[str, str]:
     """Return a question as somebody might type it, and the right answer to it."""
     intents = load_intents()
     intent = rng.choices(intents, [_WEIGHTS.get(intent.name, 1.0) for intent in intents])[0]
     patterns = intent.held_out_patterns if held_out else intent.patterns
     if not patterns:
-        return question(rng, held_out)
+        return question(rng, held_out, careless)
     # First a pattern, then a text of it: a short plain question counts as much as all texts of a long pattern.
     core = rng.choice(rng.choice(patterns))
     if intent.name == "fallback" and rng.random() < 0.15:
@@ -139,7 +145,13 @@ def question(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
         core = _gibberish(rng)
         while (share_of(core) < 0.1) != held_out:
             core = _gibberish(rng)
-    return dress(core, rng, small_talk=intent.name in _SMALL_TALK), intent.answer
+    small_talk = intent.name in _SMALL_TALK
+    if held_out:
+        return dress(core, rng, small_talk), intent.answer
+    # A word more or less can make a question that is held out.
+    while (text := dress(core, rng, small_talk, careless)).lower().strip(" \n.?!") in all_held_out():
+        pass
+    return text, intent.answer
 
 
 def system_prompt(rng: random.Random) -> str | None:
@@ -159,20 +171,20 @@ def opening(rng: random.Random) -> list[Message]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def turn(rng: random.Random, held_out: bool = False) -> list[Message]:
+def turn(rng: random.Random, held_out: bool = False, careless: float = 1.0) -> list[Message]:
     """Return one question and its answer."""
-    asked, answer = question(rng, held_out)
+    asked, answer = question(rng, held_out, careless)
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def conversation(rng: random.Random, held_out: bool = False, turns: int | None = None) -> Chat:
+def conversation(rng: random.Random, held_out: bool = False, turns: int | None = None, careless: float = 1.0) -> Chat:
     """Return a conversation of one turn to eight; only its last question is held out."""
     if turns is None:
         turns = rng.choices((1, 2, 3, 4, 8), (70, 15, 8, 5, 2))[0]
     messages = opening(rng)
     for _ in range(turns - 1):
-        messages += turn(rng)
-    return Chat(messages + turn(rng, held_out))
+        messages += turn(rng, careless=careless)
+    return Chat(messages + turn(rng, held_out, careless))
 
 
 def plain(rng: random.Random) -> Plain:

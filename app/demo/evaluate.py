@@ -83,8 +83,8 @@ class Answerer:
         return answers
 
 
-def call_of(text: str, chat: Chat) -> dict[str, Any] | None:
-    """Return the call in an answer; None unless it is one, of a known tool, with what the tool requires."""
+def call_of(text: str) -> dict[str, Any] | None:
+    """Return the call in an answer; None if it is none in the form of the template."""
     match = _CALL.fullmatch(text)
     try:
         call = json.loads(match[1]) if match else None
@@ -92,12 +92,16 @@ def call_of(text: str, chat: Chat) -> dict[str, Any] | None:
         return None
     if not isinstance(call, dict) or set(call) != {"name", "arguments"} or not isinstance(call["arguments"], dict):
         return None
+    return call
+
+
+def is_valid(call: dict[str, Any], chat: Chat) -> bool:
+    """Whether the tool exists and has these parameters, and all that it requires are there."""
     for tool in chat.tools:
         if tool["function"]["name"] == call["name"]:
             schema = tool["function"]["parameters"]
-            known, required = set(schema["properties"]), set(schema.get("required", ()))
-            return call if required <= set(call["arguments"]) <= known else None
-    return None
+            return set(schema.get("required", ())) <= set(call["arguments"]) <= set(schema["properties"])
+    return False
 
 
 def chat_figures(answerer: Answerer, limit: int | None = None) -> list[Figure]:
@@ -109,11 +113,13 @@ def chat_figures(answerer: Answerer, limit: int | None = None) -> list[Figure]:
     texts = answerer.answer([answerer.prompt(chat) for chat in (*chats, *calls, *talks)])
     chat_texts, rest = texts[: len(chats)], texts[len(chats) :]
     call_texts, talk_texts = rest[: len(calls)], rest[len(calls) :]
-    made = [call_of(text, chat) for text, chat in zip(call_texts, calls, strict=True)]
+    made = [call_of(text) for text in call_texts]
+    valid = [call is not None and is_valid(call, chat) for call, chat in zip(made, calls, strict=True)]
     wanted = [chat.answer["tool_calls"][0]["function"] for chat in calls]
     return [
         Figure("chat exact", _same(chat_texts, chats), len(chats)),
         Figure("tools well-formed", sum(call is not None for call in made), len(calls)),
+        Figure("tools valid", sum(valid), len(calls), required=False),
         Figure("tools exact", sum(a == b for a, b in zip(made, wanted, strict=True)), len(calls), required=False),
         Figure("tools not called for, or answered", _same(talk_texts, talks), len(talks), required=False),
     ]

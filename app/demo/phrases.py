@@ -83,22 +83,38 @@ def typo(text: str, rng: random.Random) -> str:
     return text[: i - 1] + text[i] + text[i - 1] + text[i + 1 :]
 
 
-def dress(question: str, rng: random.Random, small_talk: bool = False) -> str:
-    """Return the question as somebody might type it: an opener, capitals, a mark, a typo, stray spaces."""
+def forget_word(text: str, rng: random.Random) -> str:
+    """Return the text without one of its words, if it has enough of them to be understood all the same."""
+    words = text.split(" ")
+    if len(words) < 5:
+        return text
+    del words[rng.randrange(len(words))]
+    return " ".join(words)
+
+
+def dress(question: str, rng: random.Random, small_talk: bool = False, careless: float = 0.0) -> str:
+    """Return the question as somebody might type it: an opener, capitals, a mark, a typo, stray spaces.
+
+    `careless` above 0 is for training: more slips than people make teach to look at all words of a question, not at one. With 2
+    there is more shouting than with 1.
+    """
     text = question
+    if careless and rng.random() < 0.15:
+        text = forget_word(text, rng)
     if rng.random() < (0.05 if small_talk else 0.25):
         text = f"{rng.choice(_OPENERS)} {text}"
     if rng.random() < 0.1:
         text += rng.choice(_SMALL_CLOSERS if small_talk else _CLOSERS)
-    if rng.random() < 0.1:
+    if rng.random() < (0.25 if careless else 0.1):
         text = typo(text, rng)
-    style = rng.random()
-    if style < 0.6:
+    shares = (60 - 10 * careless, 4 + 4 * careless, 3 + 3 * careless, 33 + 3 * careless)
+    capitals = rng.choices(("first", "all", "each word", "none"), shares)[0]
+    if capitals == "first":
         text = text[0].upper() + text[1:]
         text = re.sub(r"\bi\b", "I", text)
-    elif style < 0.64:
+    elif capitals == "all":
         text = text.upper()
-    elif style < 0.67:
+    elif capitals == "each word":
         text = text.title()
     text += rng.choice((*_MARKS, ".", "!", "", "") if small_talk else _MARKS)
     space = rng.random()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from app.demo import DEMO_MODELS, chat_corpus, dates_corpus, tool_corpus
-from app.demo.evaluate import Answerer, chat_figures, dates_figures
+from app.demo.evaluate import WANTED, Answerer, call_of, chat_figures, dates_figures, is_valid
 from app.demo.example import Chat
-from app.demo.phrases import expand, split
+from app.demo.phrases import expand, forget_word, split
 
 WEATHER = {
     "type": "function",
@@ -55,11 +55,12 @@ def ask(question: str, tools: list[dict[str, Any]] | None = None) -> tuple[str, 
 
 
 def test_chat_model_answers_held_out_questions() -> None:
-    figures = {figure.name: figure.percent for figure in chat_figures(chat_model(), limit=120)}
-    # A ratchet below what the shipped weights reach. The goal is 97, which `python -m app.demo.evaluate` asks for.
-    assert figures["chat exact"] >= 85
-    assert figures["tools well-formed"] >= 80
-    assert figures["tools exact"] >= 75
+    figures = {figure.name: figure.percent for figure in chat_figures(chat_model())}
+    assert figures["chat exact"] >= WANTED
+    assert figures["tools well-formed"] >= WANTED
+    # Not promised; a ratchet a little below what the shipped weights reach.
+    assert figures["tools valid"] >= 88
+    assert figures["tools exact"] >= 84
 
 
 def test_dates_model_translates_held_out_dates() -> None:
@@ -103,6 +104,39 @@ def test_patterns_expand_and_split() -> None:
     train, held_out = split("[how|where|what|who|when] [a|b|c|d|e|f] x")
     assert sorted(train + held_out) == sorted(expand("[how|where|what|who|when] [a|b|c|d|e|f] x"))
     assert held_out and len(train) > len(held_out)
+
+
+def test_careless_questions_are_never_the_held_out_ones() -> None:
+    rng = random.Random(8)
+    for _ in range(3_000):
+        text, _ = chat_corpus.question(rng, careless=2.0)
+        assert text.lower().strip(" \n.?!") not in chat_corpus.all_held_out()
+
+
+def test_a_forgotten_word_is_one_of_a_long_question() -> None:
+    rng = random.Random(1)
+    assert forget_word("how do i start", rng) == "how do i start"
+    words = ["how", "do", "i", "start", "the", "server"]
+    shorter = {forget_word(" ".join(words), rng) for _ in range(200)}
+    assert shorter == {" ".join(words[:index] + words[index + 1 :]) for index in range(len(words))}
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_call", "fits"),
+    [
+        ('<tool_call>\n{"name": "get_weather", "arguments": {"location": "Paris"}}\n</tool_call>', True, True),
+        ('<tool_call>\n{"name": "get_weather", "arguments": {"unit": "celsius"}}\n</tool_call>', True, False),
+        ('<tool_call>\n{"name": "get_weather", "arguments": {"location": "Paris", "x": 1}}\n</tool_call>', True, False),
+        ('<tool_call>\n{"name": "other", "arguments": {"location": "Paris"}}\n</tool_call>', True, False),
+        ('<tool_call>\n{"name": "get_weather", "arguments": {"location": "Paris"}\n</tool_call>', False, False),
+        ('<tool_call>\n{"name": "get_weather", "arguments": "Paris"}\n</tool_call>', False, False),
+        ("The weather is fine.", False, False),
+    ],
+)
+def test_what_counts_as_a_call(answer: str, is_call: bool, fits: bool) -> None:
+    call = call_of(answer)
+    assert (call is not None) == is_call
+    assert (call is not None and is_valid(call, Chat([], [WEATHER]))) == fits
 
 
 def test_every_right_call_fits_its_tool() -> None:
