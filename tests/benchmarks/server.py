@@ -97,6 +97,8 @@ def contenders(name: str, directory: Path) -> Iterator[list[Contender]]:
     with ExitStack() as stack:
         server: ServerProcess = stack.enter_context(serving({"MODELS": {"m": settings}}, directory))
         server.wait_until_ready()
+        (loaded,) = [event for event in server.events() if event.get("linear")]
+        print(f"tfoai: {loaded['runner']} runner, linear layers (one row, more rows) by {loaded['linear']}", flush=True)
         running = [Contender(OURS, server.process, Target(server.url, "m"))]
         running += [stack.enter_context(peer(n, args, source, directory / f"{len(n)}.log")) for n, args in PEERS.items()]
         for contender in running:
