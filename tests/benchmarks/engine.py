@@ -142,7 +142,7 @@ def main() -> None:
             model = make_model(name, Path(directory) / name)
             print(f"\nmodel {name}, linear layers by {quicken(model)}")
             steps(name, model)
-        long_use(name, model, arguments.requests)
+        long_use(name, make_model(name, Path(directory) / name), arguments.requests)
 
 
 if __name__ == "__main__":
