@@ -1,4 +1,7 @@
-"""Owns how many processors this process may use, by its affinity and its control group, and tells torch. Knows no model."""
+"""Owns how many processors this process may use, by its affinity and its control group, and how many of them help a model.
+
+Knows no model but its size.
+"""
 
 import logging
 import os
@@ -9,6 +12,8 @@ import torch
 logger = logging.getLogger("tfoai.engine")
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Weights that one thread reads in about the time that a step's Python takes. Processors left alone serve HTTP and other models.
+BYTES_PER_THREAD = 4 * 2**20
 
 
 def usable_cpus(cgroup: Path = _CGROUP) -> int:
@@ -28,6 +33,14 @@ def limit_threads() -> int:
     threads = torch.get_num_threads()
     logger.info("cpu.threads", extra={"threads": threads, "host_cpus": os.cpu_count()})
     return threads
+
+
+def helpful_threads(num_bytes: int) -> int:
+    """Return how many threads the steps of a model with so many bytes of weights should use: at most torch's own number.
+
+    Small models spend their steps between operators, where more threads only wait, and wait in a loop.
+    """
+    return max(1, min(torch.get_num_threads(), -(-num_bytes // BYTES_PER_THREAD)))
 
 
 def _quota(cgroup: Path) -> float | None:

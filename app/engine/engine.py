@@ -94,6 +94,7 @@ class EngineThread:
     """One thread per model, the only one that touches its runner.
 
     `decoder_start_ids` makes it an encoder-decoder engine: prompts go to the encoder, decoding starts from these tokens.
+    `on_start` is called first in the thread, for settings that belong to one.
     """
 
     def __init__(
@@ -103,11 +104,13 @@ class EngineThread:
         scheduler: Scheduler,
         *,
         decoder_start_ids: SequenceOf[int] | None = None,
+        on_start: Callable[[], None] | None = None,
         name: str = "engine",
     ) -> None:
         self._stepper = Stepper(runner, sampler, scheduler)
         self._scheduler = scheduler
         self._decoder_start_ids = decoder_start_ids
+        self._on_start = on_start
         self._inbox: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
         self._streams: dict[int, TokenStream] = {}
         self._outbox: list[tuple[TokenStream, StepOutput]] = []
@@ -165,6 +168,8 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            if self._on_start is not None:
+                self._on_start()
             while self._take_inbox():
                 self._emit(self._stepper.step())
                 self._deliver()

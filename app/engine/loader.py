@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
 from app.engine.compiling import compile_model
-from app.engine.cpus import limit_threads
+from app.engine.cpus import helpful_threads, limit_threads
 from app.engine.engine import EngineThread
 from app.engine.generation import (
     ProcessorFactory,
@@ -61,6 +62,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     processors = ProcessorFactory(model, generation_config)
     processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
     linear = quicken(model)
+    threads = helpful_threads(model.get_memory_footprint()) if model.device.type == "cpu" else None
     compile_seconds = compile_model(model, path) if settings.compile else None
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
@@ -75,6 +77,8 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             ledger=ledger,
         ),
         decoder_start_ids=start_ids,
+        # The number is the thread's own: a small model's engine does not slow a large one's.
+        on_start=None if threads is None else partial(torch.set_num_threads, threads),
         name=f"engine-{name}",
     )
     seconds = time.monotonic() - start
@@ -88,6 +92,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
             "parameters": model.num_parameters(),
             "runner": runner.name,
             "linear": linear,
+            "threads": threads,
             "compile_seconds": None if compile_seconds is None else round(compile_seconds, 1),
             "seconds": round(seconds, 2),
         },

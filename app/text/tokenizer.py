@@ -19,7 +19,8 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, decode_config: Mapping[str, Any] | None = None) -> None:
         self.hf = tokenizer
-        self._decode_config = dict(decode_config or {})
+        # A null leaves the choice to the tokenizer.
+        self._decode_config = {key: value for key, value in (decode_config or {}).items() if value is not None}
         self._skip_special_tokens = self._decode_config.pop("skip_special_tokens", True)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_byte_level = False

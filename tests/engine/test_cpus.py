@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.engine import cpus
-from app.engine.cpus import limit_threads, usable_cpus
+from app.engine.cpus import helpful_threads, limit_threads, usable_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +53,9 @@ def test_torch_is_told_unless_the_environment_says_otherwise(monkeypatch: pytest
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     limit_threads()
     assert told == [3]
+
+
+@pytest.mark.parametrize(("megabytes", "expected"), [(0, 1), (1, 1), (4, 1), (5, 2), (20, 5), (400, 16)])
+def test_small_models_leave_processors_alone(monkeypatch: pytest.MonkeyPatch, megabytes: int, expected: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert helpful_threads(megabytes * 2**20) == expected
