@@ -34,6 +34,7 @@ API_MAY_KNOW = {
     "app.engine.defaults",
     "app.engine.sequence",
     "app.engine.stream",
+    "app.text.deltas",
     "app.text.detokenizer",
     "app.text.output",
 }

@@ -1,7 +1,6 @@
 """Owns /v1/chat/completions. Knows no templates: text.chat renders and parses."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -27,15 +26,17 @@ from app.api.schemas.chat import (
     ChoiceDelta,
     ChunkChoice,
     FunctionCall,
+    FunctionDelta,
     TokenLogprob,
     TopLogprob,
 )
 from app.api.schemas.common import LOWEST_LOGPROB
 from app.engine.sequence import FinishReason
+from app.text.deltas import CallArguments, CallBegin, CallEnd, ChatAnswer, ChatDelta, Content, Reasoning
 from app.text.output import TextDelta, TokenText
 
 if TYPE_CHECKING:
-    from app.text.chat import ChatDelta, ChatParser, ToolCall
+    from app.text.answer_parser import AnswerParser
 
 
 @post(
@@ -56,10 +57,8 @@ async def create_chat_completion(request: Request[Any, Any, Any], context: Conte
 class _Choice:
     """What is known of one choice so far."""
 
-    parser: "ChatParser"
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: list[CalledTool] = field(default_factory=list)
+    parser: "AnswerParser"
+    answer: ChatAnswer = field(default_factory=ChatAnswer)
     tokens: list[TokenText] = field(default_factory=list)
     begun: bool = False
 
@@ -101,7 +100,8 @@ class _Answer:
             parser = loaded.chat.parser(prefix, self._tools)
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
-            self._generation.submit(prompt, params, stop=body.stop_texts, keep_special_tokens=parser.needs_special_tokens)
+            kept = loaded.chat.kept_special_ids
+            self._generation.submit(prompt, params, stop=body.stop_texts, kept_special_ids=kept)
 
     async def whole(self) -> ChatCompletion:
         async for candidate, delta in self._generation.deltas():
@@ -126,43 +126,37 @@ class _Answer:
             if not choice.begun:
                 choice.begun = True
                 yield self._chunk(candidate.index, ChoiceDelta(role="assistant", content=""), **more)
-            num_calls = len(choice.tool_calls)
-            parsed = self._take(candidate, delta)
+            deltas = [part for part in map(_choice_delta, self._take(candidate, delta)) if part is not None]
             logprobs = self._logprobs(delta.tokens)
-            if parsed.reasoning:
-                yield self._chunk(candidate.index, ChoiceDelta(reasoning_content=parsed.reasoning), logprobs, **more)
+            if not deltas and logprobs is not None and logprobs.content:
+                deltas = [ChoiceDelta(content="")]
+            for part in deltas:
+                yield self._chunk(candidate.index, part, logprobs, **more)
                 logprobs = None
-            if parsed.content or (logprobs is not None and logprobs.content):
-                yield self._chunk(candidate.index, ChoiceDelta(content=parsed.content), logprobs, **more)
-            for index, call in enumerate(choice.tool_calls[num_calls:], start=num_calls):
-                called = CalledToolDelta(index, call.id, call.function)
-                yield self._chunk(candidate.index, ChoiceDelta(tool_calls=[called]), **more)
             if candidate.finish_reason is not None:
                 yield self._chunk(candidate.index, ChoiceDelta(), finish_reason=self._finish_reason(candidate), **more)
         if include_usage:
             yield self._empty_chunk(usage=self._generation.usage())
 
-    def _take(self, candidate: Candidate, delta: TextDelta) -> "ChatDelta":
+    def _take(self, candidate: Candidate, delta: TextDelta) -> list[ChatDelta]:
         """Add one delta to its choice; return what it means."""
         choice = self._choices[candidate.index]
-        parsed = choice.parser.feed(delta.text)
+        deltas = choice.parser.feed(delta.text)
         if delta.finish_reason is not None:
-            end = choice.parser.finish()
-            parsed.content += end.content
-            parsed.reasoning += end.reasoning
-            parsed.tool_calls += end.tool_calls
-        choice.content += parsed.content
-        choice.reasoning += parsed.reasoning
-        choice.tool_calls += [_called(call) for call in parsed.tool_calls]
+            deltas += choice.parser.finish()
+        for part in deltas:
+            choice.answer.add(part)
         choice.tokens += delta.tokens
-        return parsed
+        return deltas
 
     def _whole_choice(self, candidate: Candidate) -> ChatChoice:
         choice = self._choices[candidate.index]
+        answer = choice.answer
+        calls = [CalledTool(call.id, FunctionCall(call.name, call.arguments)) for call in answer.tool_calls]
         message = AnswerMessage(
-            content=None if choice.tool_calls and not choice.content.strip() else choice.content,
-            reasoning_content=choice.reasoning or UNSET,
-            tool_calls=choice.tool_calls or UNSET,
+            content=None if calls and not answer.content.strip() else answer.content,
+            reasoning_content=answer.reasoning or UNSET,
+            tool_calls=calls or UNSET,
         )
         return ChatChoice(
             index=candidate.index,
@@ -172,7 +166,7 @@ class _Answer:
         )
 
     def _finish_reason(self, candidate: Candidate) -> Any:
-        if self._choices[candidate.index].tool_calls and candidate.finish_reason is FinishReason.STOP:
+        if self._choices[candidate.index].answer.has_called and candidate.finish_reason is FinishReason.STOP:
             return "tool_calls"
         return None if candidate.finish_reason is None else candidate.finish_reason.value
 
@@ -215,5 +209,16 @@ class _Answer:
         )
 
 
-def _called(call: "ToolCall") -> CalledTool:
-    return CalledTool("call_" + secrets.token_hex(12), FunctionCall(call.name, call.arguments))
+def _choice_delta(delta: ChatDelta) -> ChoiceDelta | None:
+    """Return a delta as OpenAI sends it: a call's first piece has its id, type and name, the others only arguments."""
+    match delta:
+        case Content(text):
+            return ChoiceDelta(content=text)
+        case Reasoning(text):
+            return ChoiceDelta(reasoning_content=text)
+        case CallBegin(index, id, name):
+            return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta("", name), id, "function")])
+        case CallArguments(index, text):
+            return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta(text))])
+        case CallEnd():
+            return None

@@ -71,7 +71,12 @@ class Generation:
         self._inter_token_latency = metrics.inter_token_latency.labels(model.name)
 
     def submit(
-        self, prompt: Prompt, params: SamplingParams, *, stop: tuple[str, ...], keep_special_tokens: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        stop: tuple[str, ...],
+        kept_special_ids: frozenset[int] = frozenset(),
     ) -> None:
         loaded = self.model.loaded
         output = OutputProcessor(
@@ -80,7 +85,7 @@ class Generation:
             context_ids=() if loaded.is_encoder_decoder else tuple(prompt.ids),
             stop=stop,
             stop_token_ids=params.stop_token_ids,
-            skip_special_tokens=not keep_special_tokens,
+            kept_special_ids=kept_special_ids,
         )
         stream = self._admission.submit(prompt.ids, params, salt=self._salt)
         self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))

@@ -1,56 +1,99 @@
-"""Owns chat messages -> prompt ids, and the model's answer -> content, reasoning and tool calls.
+"""Owns chat messages -> prompt ids, and which parser reads the model's answer.
 
-Templates and response templates are the tokenizer's own, rendered and parsed by transformers. Knows no HTTP shapes: messages
-and tools come as the plain dictionaries that templates expect.
+Templates are the tokenizer's own, rendered by transformers. Knows no HTTP shapes: messages and tools come as the plain
+dictionaries that templates expect.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 from jinja2 import TemplateError
 
-from app.errors import InvalidRequest, UnsupportedParameter
+from app.errors import ConfigError, InvalidRequest, UnsupportedParameter
+from app.text.answer_parser import AnswerParser, MarkerParser, PlainParser, TemplateParser, new_call_id
+from app.text.formats import (
+    REASONING_FORMATS,
+    TOOL_FORMATS,
+    ReasoningFormat,
+    ToolFormat,
+    reasoning_format_of,
+    tool_format_of,
+)
+from app.text.harmony import HarmonyParser
+from app.text.template_variables import effort_variables, variables_of
 from app.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call that the model made; `arguments` is a JSON text, as OpenAI sends it."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(slots=True)
-class ChatDelta:
-    """What a piece of the answer adds to the message."""
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-
 class ChatTemplate:
-    """Renders conversations for one model."""
+    """Renders conversations for one model and parses its answers.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    `tool_format` and `reasoning_format` are names of app/text/formats.py, "none", or "auto": the tokenizer's own response
+    template where it has one, else what the chat template shows. `path` is the model's place in config.json, for ConfigError.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, tool_format: str = "auto", reasoning_format: str = "auto", path: str = "MODELS"
+    ) -> None:
         self._tokenizer = tokenizer
         template = tokenizer.hf.chat_template
         sources = list(template.values()) if isinstance(template, dict) else [template or ""]
+        self._source = "\n".join(sources)
         self.exists = bool(template)
+        self.variables = variables_of(sources)
         self._knows_tools = any("tools" in source for source in sources)
         self._knows_developer = any("developer" in source for source in sources)
+        added = tokenizer.hf.added_tokens_decoder.values()
+        self._control_tokens = [
+            token.content for token in added if token.special or (token.content in self._source and not token.content.isspace())
+        ]
+        self._is_explicit = (tool_format, reasoning_format) != ("auto", "auto")
+        seen_tools, seen_reasoning = tool_format_of(self._source), reasoning_format_of(self._source)
+        self.tool_format: ToolFormat | None = _named(TOOL_FORMATS, tool_format, seen_tools, f"{path}.TOOL_FORMAT")
+        self.reasoning_format: ReasoningFormat | None = _named(
+            REASONING_FORMATS, reasoning_format, seen_reasoning, f"{path}.REASONING_FORMAT"
+        )
 
     @property
     def response_template(self) -> dict[str, Any] | None:
+        """The tokenizer's own, unless the configuration names a format."""
         template: dict[str, Any] | None = getattr(self._tokenizer.hf, "response_template", None)
-        return template
+        return None if self._is_explicit else template
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> tuple[list[int], str]:
-        """Return the prompt's ids, ending where the assistant's answer begins, and as the text that `parser` wants of it.
+    @property
+    def can_call_tools(self) -> bool:
+        template = self.response_template
+        has_format = self.tool_format is not None if template is None else "tool_calls" in template.get("fields", {})
+        return self._knows_tools and has_format
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model's answers may have reasoning in them."""
+        fields = (self.response_template or {}).get("fields", {})
+        return self.reasoning_format is not None or any(
+            name in fields for name in ("reasoning_content", "reasoning", "thinking")
+        )
+
+    @property
+    def kept_special_ids(self) -> frozenset[int]:
+        """The special tokens that must stay in an answer's text for its parser."""
+        if self.response_template is not None:
+            return self._tokenizer.special_ids
+        formats = (self.tool_format, self.reasoning_format)
+        markers = {marker for format in formats if format is not None for marker in _markers(format)}
+        added = self._tokenizer.hf.get_added_vocab()
+        return self._tokenizer.special_ids & {added[marker] for marker in markers if marker in added}
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> tuple[list[int], str]:
+        """Return the prompt's ids, ending where the assistant's answer begins or goes on, and as the text that `parser` wants.
 
         What the template refuses is the sender's InvalidRequest. Text of users can not forge control tokens: it is encoded as
         plain text wherever it spells one.
@@ -61,104 +104,110 @@ class ChatTemplate:
                 param="model",
                 code="unsupported_model",
             )
-        if tools and not (self._knows_tools and self.response_template is not None):
+        if tools and not self.can_call_tools:
             raise UnsupportedParameter(
-                "This model can not call tools: its tokenizer has no chat template with tools and response template.",
+                "This model can not call tools: its chat template has no tools, or writes calls in a format that is not known "
+                "here (TOOL_FORMAT in the server's configuration names one).",
                 param="tools",
             )
+        variables = dict(variables or {})
+        self._refuse_control_tokens_in_keys(messages, "messages")
+        self._refuse_control_tokens_in_keys(tools, "tools")
+        self._refuse_control_tokens_in_keys(variables, "chat_template_kwargs")
         try:
             ids = self._tokenizer.hf.apply_chat_template(
                 [self._for_template(message) for message in messages],
                 tools=list(tools) if tools else None,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 tokenize=True,
                 return_dict=False,
                 sanitize_control_tokens=True,
+                **variables,
             )
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             message = " ".join(str(error).split())[:300]
             raise InvalidRequest(f"The model's chat template refuses these messages: {message}", param="messages") from error
         prompt_ids = cast(list[int], ids)
-        text = "" if self.response_template is None else self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
-        return prompt_ids, text
+        if self.response_template is None and self.reasoning_format is None and self.tool_format is None:
+            return prompt_ids, ""
+        return prompt_ids, self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
+
+    def effort_variables(self, effort: str) -> dict[str, object]:
+        """Return the template's variables for a `reasoning_effort`; raise UnsupportedParameter where it has none for it."""
+        return effort_variables(effort, self.variables, self._source, reasons=self.reasons)
 
     def _for_template(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:
             return {**message, "role": "system"}
         return message
 
-    def parser(self, prefix: str, tools: Sequence[dict[str, Any]] | None) -> "ChatParser":
-        """Return the parser for the answer to a rendered prompt, whose text is `prefix`."""
-        if self.response_template is None:
-            return ChatParser(None)
-        return ChatParser(self._tokenizer.hf.get_response_parser(prefix=prefix, tools=list(tools) if tools else None))
+    def _refuse_control_tokens_in_keys(self, value: Any, param: str) -> None:
+        """transformers marks control tokens in values; in the keys of objects, which templates write out too, it does not."""
+        for key in _keys(value):
+            found = next((token for token in self._control_tokens if token in key), None)
+            if found is not None:
+                raise InvalidRequest(f"A key in `{param}` has the model's control token {found!r} in it.", param=param)
+
+    def parser(
+        self,
+        prefix: str,
+        tools: Sequence[dict[str, Any]] | None,
+        *,
+        names: frozenset[str] | None = None,
+        limit: int | None = None,
+    ) -> AnswerParser:
+        """Return the parser for one answer to a rendered prompt, whose text is `prefix`.
+
+        Without `tools` nothing is taken for a call. `names` are the only ones that may be called; at most `limit` calls are
+        made. What else looks like a call is content.
+        """
+        if self.response_template is not None:
+            return TemplateParser(self._hf_parser(prefix, tools), names=names, limit=limit)
+        schemas = None
+        if tools:
+            schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+        reasoning, calls = self.reasoning_format, self.tool_format
+        if "harmony" in (calls and calls.name, reasoning and reasoning.name):
+            new_id = partial(new_call_id, 24)
+            return HarmonyParser(prefix=prefix, schemas=schemas, names=names, limit=limit, new_id=new_id)
+        if reasoning is None and (calls is None or schemas is None):
+            return PlainParser()
+        in_reasoning = reasoning is not None and prefix.rstrip().endswith(reasoning.open.rstrip())
+        return MarkerParser(calls, reasoning, starts_in_reasoning=in_reasoning, schemas=schemas, names=names, limit=limit)
+
+    def _hf_parser(self, prefix: str, tools: Sequence[dict[str, Any]] | None) -> Any:
+        template = self.response_template
+        assert template is not None
+        if not tools:
+            fields = {name: field for name, field in template["fields"].items() if name != "tool_calls"}
+            template = {**template, "fields": fields}
+        return self._tokenizer.hf.get_response_parser(template, prefix=prefix, tools=list(tools) if tools else None)
 
 
-class ChatParser:
-    """Sorts an answer, as it arrives, into content, reasoning and tool calls.
-
-    Without a response template all of it is content. Text that does not parse (a broken call) is given out as content, as the
-    model wrote it: nothing is lost and nothing is made up.
-    """
-
-    def __init__(self, parser: Any) -> None:
-        self._parser = parser
-        self._unparsed = ""
-
-    @property
-    def needs_special_tokens(self) -> bool:
-        return self._parser is not None
-
-    def feed(self, text: str) -> ChatDelta:
-        if self._parser is None:
-            return ChatDelta(content=text)
-        # One by one, so that no step ends in the middle of what another region begins with.
-        delta = ChatDelta()
-        for index, char in enumerate(text):
-            if self._parser is None:
-                delta.content += text[index:]
-                break
-            step = self._guarded(char, partial(self._parser.feed, char))
-            delta.content += step.content
-            delta.reasoning += step.reasoning
-            delta.tool_calls += step.tool_calls
-        return delta
-
-    def finish(self) -> ChatDelta:
-        if self._parser is None:
-            return ChatDelta()
-        return self._guarded("", lambda: self._parser.finalize()[1])
-
-    def _guarded(self, text: str, step: Callable[[], list[dict[str, Any]]]) -> ChatDelta:
-        self._unparsed += text
-        try:
-            delta = _delta(step())
-        except Exception:  # the parser raises whatever the region's own parser does
-            self._parser, text, self._unparsed = None, self._unparsed, ""
-            return ChatDelta(content=text)
-        if delta != ChatDelta():
-            # What the parser holds back, since it may begin a region. It has no public name for that.
-            self._unparsed = self._parser._buffer[self._parser._pos :]
-        return delta
+def _named(table: Mapping[str, Any], name: str, seen: Any, path: str) -> Any:
+    if name == "auto":
+        return seen
+    if name == "none":
+        return None
+    if name not in table:
+        raise ConfigError(path, f'"{name}"', " or ".join(f'"{known}"' for known in ("auto", "none", *table)))
+    return table[name]
 
 
-def _delta(events: Sequence[dict[str, Any]]) -> ChatDelta:
-    delta = ChatDelta()
-    for event in events:
-        if event["type"] == "region_chunk" and not event["dirty"]:
-            if event["field"] in ("reasoning_content", "reasoning", "thinking"):
-                delta.reasoning += event["text"]
-            elif event["field"] == "content":
-                delta.content += event["text"]
-        elif event["type"] == "region_close" and event["field"] == "tool_calls":
-            calls = event["value"] if isinstance(event["value"], list) else [event["value"]]
-            delta.tool_calls += [_tool_call(call) for call in calls]
-    return delta
+def _markers(format: ToolFormat | ReasoningFormat) -> tuple[str, ...]:
+    if isinstance(format, ToolFormat):
+        return (*format.opens, *format.markers)
+    return (format.open.split("\n")[0], format.open, format.close)
 
 
-def _tool_call(call: dict[str, Any]) -> ToolCall:
-    function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    return ToolCall(
-        str(function["name"]), arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    )
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of all objects in a value, however deep: without recursion, for it comes from outside."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, Mapping):
+            yield from map(str, inner)
+            left += inner.values()
+        elif isinstance(inner, (list, tuple)):
+            left += inner

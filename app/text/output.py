@@ -1,6 +1,7 @@
 """Owns one sequence's way from engine outputs to text deltas with their tokens. Knows no HTTP shapes."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from app.engine.sequence import FinishReason, StepOutput, TokenLogprobs
@@ -43,7 +44,7 @@ class OutputProcessor:
 
     Each token is handled by itself, so the text, the cut at a stop string and the number of tokens counted do not depend on
     how many tokens an engine step, or a slow reader, puts together. `skip_special_tokens` False keeps control tokens in the
-    text, for parsers that need them.
+    text, and `kept_special_ids` keeps some, for parsers that need them.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class OutputProcessor:
         stop: tuple[str, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
         skip_special_tokens: bool = True,
+        kept_special_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens), context_ids)
+        decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens, kept_special_ids=kept_special_ids)
+        self._detokenizer = Detokenizer(decode, context_ids)
         self._stop = StopChecker(stop)
         self._stop_token_ids = stop_token_ids
         self._tokens: list[TokenText] = []

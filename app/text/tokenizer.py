@@ -34,7 +34,8 @@ class Tokenizer:
             if _only_calls_its_backend(tokenizer) and not self._decode_config:
                 self._backend = backend
         self.vocab_size = len(tokenizer)
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)
         self.token_bytes = lru_cache(maxsize=65536)(self._token_bytes)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -42,9 +43,14 @@ class Tokenizer:
         ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ids. Special tokens are left out unless the caller, or DECODE_CONFIG, wants them."""
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, kept_special_ids: frozenset[int] = frozenset()
+    ) -> str:
+        """Return the text of ids. Special tokens are left out unless the caller, or DECODE_CONFIG, wants them, or some."""
         skip = skip_special_tokens and self._skip_special_tokens
+        if skip and kept_special_ids:
+            token_ids = [one for one in token_ids if one not in self.special_ids or one in kept_special_ids]
+            skip = False
         if self._backend is not None:
             text: str = self._backend.decode(token_ids, skip_special_tokens=skip)
             return text
@@ -62,7 +68,7 @@ class Tokenizer:
         token = self.hf.convert_ids_to_tokens(token_id)
         if not isinstance(token, str):  # ids between the tokenizer's last token and the model's embedding size
             return b""
-        if token_id in self._special_ids:
+        if token_id in self.special_ids:
             return token.encode()
         if self._is_byte_level and all(char in _BYTE_OF_CHAR for char in token):
             return bytes(_BYTE_OF_CHAR[char] for char in token)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest, UnsupportedParameter
-from app.text.chat import ChatDelta, ChatTemplate
+from app.text.chat import ChatTemplate
+from app.text.deltas import ChatAnswer, Content
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import BOS, RESPONSE_TEMPLATE, byte_tokenizer
 
@@ -24,15 +25,13 @@ def template(**attributes: object) -> ChatTemplate:
     return ChatTemplate(Tokenizer(hf))
 
 
-def parse(pieces: list[str]) -> ChatDelta:
+def parse(pieces: list[str]) -> ChatAnswer:
     chat = template(response_template=RESPONSE_TEMPLATE)
     parser = chat.parser(chat.render([{"role": "user", "content": "hi"}], TOOLS)[1], TOOLS)
-    whole = ChatDelta()
-    for delta in [*(parser.feed(piece) for piece in pieces), parser.finish()]:
-        whole.content += delta.content
-        whole.reasoning += delta.reasoning
-        whole.tool_calls += delta.tool_calls
-    return whole
+    answer = ChatAnswer()
+    for delta in itertools.chain(*(parser.feed(piece) for piece in pieces), parser.finish()):
+        answer.add(delta)
+    return answer
 
 
 def test_render_ends_where_the_answer_begins() -> None:
@@ -102,9 +101,9 @@ def test_a_broken_call_is_content_as_it_was_written(broken: str) -> None:
     assert result.content == "Well. " + broken
 
 
-def test_without_response_template_everything_is_content() -> None:
+def test_without_any_format_everything_is_content() -> None:
     chat = template()
     parser = chat.parser("", None)
-    assert not parser.needs_special_tokens
-    assert parser.feed(CALL).content == CALL
-    assert parser.finish() == ChatDelta()
+    assert chat.kept_special_ids == frozenset()
+    assert parser.feed(CALL) == [Content(CALL)]
+    assert parser.finish() == []

@@ -203,11 +203,18 @@ class CalledTool(msgspec.Struct):
     type: Literal["function"] = "function"
 
 
+class FunctionDelta(msgspec.Struct):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
 class CalledToolDelta(msgspec.Struct):
+    """`id`, `type` and the name are in a call's first delta only; its arguments are those of all its deltas together."""
+
     index: int
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerMessage(msgspec.Struct, kw_only=True):

@@ -1,0 +1,59 @@
+"""Owns what a chat template can be told besides messages and tools: which variables it reads, and how much to reason.
+
+Knows no HTTP and renders nothing.
+"""
+
+import re
+from collections.abc import Iterable
+
+from jinja2 import Environment, TemplateSyntaxError, meta
+
+from app.errors import UnsupportedParameter
+
+# What transformers and jinja give every template, or take for themselves: not for senders of requests to set.
+_RESERVED = frozenset(
+    (
+        *("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "sanitize_control_tokens", "conversation", "self", "raise_exception", "strftime_now"),
+        *("range", "dict", "lipsum", "cycler", "joiner", "namespace"),
+    )
+)
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_SWITCHES = ("enable_thinking", "thinking")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def variables_of(sources: Iterable[str]) -> frozenset[str]:
+    """Return the names that templates read and that a request may set; a template that can not be parsed has none."""
+    # It only parses: rendering is for the sandbox of transformers.
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)
+    names: set[str] = set()
+    for source in sources:
+        try:
+            names |= meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", source)))
+        except TemplateSyntaxError:
+            continue
+    return frozenset(name for name in names - _RESERVED if not name.endswith("_token"))
+
+
+def effort_variables(effort: str, variables: frozenset[str], source: str, *, reasons: bool) -> dict[str, object]:
+    """Return the variables that make a template ask for this `reasoning_effort`; raise UnsupportedParameter if none does.
+
+    A template with an effort takes low, medium and high, and others that it names; one with a switch is off for none and on for
+    the rest. A model that does not reason has an effort of none already.
+    """
+    if "reasoning_effort" in variables:
+        if effort in ("low", "medium", "high") or re.search(rf"""["']{effort}["']""", source):
+            return {"reasoning_effort": effort}
+    else:
+        switch = next((name for name in _SWITCHES if name in variables), None)
+        if switch is not None:
+            return {switch: effort != "none"}
+        if effort == "none" and not reasons:
+            return {}
+    known = "low, medium and high" if "reasoning_effort" in variables else "none of its values" if reasons else "none only"
+    raise UnsupportedParameter(
+        f"`reasoning_effort` {effort!r} is not supported by this model: its chat template takes {known}.",
+        param="reasoning_effort",
+    )
