@@ -30,7 +30,9 @@ from app.config_keys import (
     Device,
     Fraction,
     Limit,
+    ReasoningFormatName,
     ServedName,
+    ToolFormatName,
     doc,
     expected_text,
     number,
@@ -130,6 +132,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     prefix_cache: Annotated[
         bool, doc("Keep the keys and values of prompts, for prompts that begin the same; never across tokens.", "true or false")
     ] = True
+    tool_format: ToolFormatName = "auto"
+    reasoning_format: ReasoningFormatName = "auto"
     compile: Annotated[
         bool,
         doc(

@@ -95,6 +95,29 @@ DEVICE_MAP_OBJECT = Annotated[
     doc("", "an object: module name -> device name or number of a GPU"),
 ]
 TOKENIZER_CONFIG_KEYS: dict[str, Any] = {"trust_remote_code": _Bool}
+# How models call tools and reason; app/text/formats.py has the same names.
+TOOL_FORMATS = (
+    *("harmony", "deepseek_v3", "deepseek_v31", "mistral_v11", "mistral", "gemma4", "functiongemma", "qwen_xml", "hermes"),
+    "llama3",
+)
+REASONING_FORMATS = ("harmony", "gemma4", "mistral", "think")
+
+
+def one_of(description: str, *names: str) -> Meta:
+    return doc(description, " or ".join(f'"{name}"' for name in names), pattern=rf"^({'|'.join(names)}){END}")
+
+
+ToolFormatName = Annotated[
+    str,
+    one_of(
+        "How the model writes tool calls; auto: as its tokenizer's response template or its chat template shows.",
+        *("auto", "none", *TOOL_FORMATS),
+    ),
+]
+ReasoningFormatName = Annotated[
+    str,
+    one_of("How the model marks its reasoning; auto as for TOOL_FORMAT.", *("auto", "none", *REASONING_FORMATS)),
+]
 Limit = Annotated[int, whole("", 1)]
 _Size = Annotated[int, whole("", 0)]
 Fraction = Annotated[float, number("", 0, 1)]

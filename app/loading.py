@@ -46,8 +46,9 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     loaded = loader.load(name, source, settings, path, on_progress)
     try:
         tokenizer = load_tokenizer(source, settings.tokenizer_config, msgspec.structs.asdict(settings.decode_config), path)
+        chat = ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format, path=path)
     except ConfigError:
         loaded.engine.stop()
         raise
     facts = {field.name: getattr(loaded, field.name) for field in fields(loaded)}
-    return Loaded(tokenizer=tokenizer, chat=ChatTemplate(tokenizer), **facts)
+    return Loaded(tokenizer=tokenizer, chat=chat, **facts)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from litestar import Request, post
@@ -25,12 +25,13 @@ from app.api.schemas.chat import (
     ChatRequest,
     ChoiceDelta,
     ChunkChoice,
-    FunctionCall,
     FunctionDelta,
     TokenLogprob,
     TopLogprob,
 )
-from app.api.schemas.common import LOWEST_LOGPROB
+from app.api.schemas.common import LOWEST_LOGPROB, CompletionTokensDetails, Usage
+from app.api.schemas.messages import FunctionCall
+from app.api.schemas.tools import OfferedTools
 from app.engine.sequence import FinishReason
 from app.text.deltas import CallArguments, CallBegin, CallEnd, ChatAnswer, ChatDelta, Content, Reasoning
 from app.text.output import TextDelta, TokenText
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
 async def create_chat_completion(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, ChatRequest, REFUSED)
     body.check()
-    tools = body.offered_tools
-    messages = [message.for_template(index) for index, message in enumerate(body.messages)]
+    offered = body.offered_tools
+    messages = body.template_messages()
     generation = context.begin(request.scope, body.model, body.n or 1, "chat")
-    return await respond(request, _Answer(body, generation, messages, tools), stream=bool(body.stream))
+    return await respond(request, _Answer(body, generation, messages, offered), stream=bool(body.stream))
 
 
 @dataclass(slots=True)
@@ -71,12 +72,12 @@ class _Answer:
         body: ChatRequest,
         generation: Generation,
         messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None,
+        offered: OfferedTools,
     ) -> None:
         self._body = body
         self._generation = generation
         self._messages = messages
-        self._tools = tools
+        self._offered = offered
         self._choices: list[_Choice] = []
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
@@ -90,18 +91,34 @@ class _Answer:
             n=body.n or 1,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        ids, prefix = await asyncio.to_thread(loaded.chat.render, self._messages, self._tools)
+        if body.tier_priority:
+            request = replace(request, priority=body.tier_priority)
+        chat, offered = loaded.chat, self._offered
+        continues = bool(body.continue_final_message)
+        ids, prefix = await asyncio.to_thread(
+            chat.render,
+            self._messages,
+            offered.tools,
+            variables=body.template_variables(chat),
+            add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
+            continue_final_message=continues,
+        )
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)
         model.check_length(len(ids), max_tokens, what="messages")
         prompt = Prompt(ids, "")
         for choice in range(body.n or 1):
-            parser = loaded.chat.parser(prefix, self._tools)
+            parser = chat.parser(
+                prefix,
+                offered.tools,
+                names=offered.names,
+                limit=offered.limit,
+                continued=self._messages[-1]["content"] if continues else "",
+            )
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
-            kept = loaded.chat.kept_special_ids
-            self._generation.submit(prompt, params, stop=body.stop_texts, kept_special_ids=kept)
+            self._generation.submit(prompt, params, stop=body.stop_texts, kept_special_ids=chat.kept_special_ids)
 
     async def whole(self) -> ChatCompletion:
         async for candidate, delta in self._generation.deltas():
@@ -113,8 +130,21 @@ class _Answer:
             model=self._generation.model.name,
             choices=choices,
             system_fingerprint=self._fingerprint,
-            usage=self._generation.usage(),
+            service_tier=self._body.served_tier or UNSET,
+            usage=await self._usage(),
         )
+
+    async def _usage(self) -> Usage:
+        """Return the usage, with the tokens of the reasoning: as many as its text has when it is tokenized by itself."""
+        usage = self._generation.usage()
+        texts = [choice.answer.reasoning for choice in self._choices if choice.answer.reasoning]
+        count = await asyncio.to_thread(self._count_tokens, texts) if texts else 0
+        usage.completion_tokens_details = CompletionTokensDetails(min(count, usage.completion_tokens))
+        return usage
+
+    def _count_tokens(self, texts: list[str]) -> int:
+        tokenizer = self._generation.model.loaded.tokenizer
+        return sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Yield a role chunk, the deltas and a finish chunk per choice, and one for the usage if it was asked for."""
@@ -126,7 +156,7 @@ class _Answer:
             if not choice.begun:
                 choice.begun = True
                 yield self._chunk(candidate.index, ChoiceDelta(role="assistant", content=""), **more)
-            deltas = [part for part in map(_choice_delta, self._take(candidate, delta)) if part is not None]
+            deltas = [part for part in map(self._choice_delta, self._take(candidate, delta)) if part is not None]
             logprobs = self._logprobs(delta.tokens)
             if not deltas and logprobs is not None and logprobs.content:
                 deltas = [ChoiceDelta(content="")]
@@ -136,7 +166,7 @@ class _Answer:
             if candidate.finish_reason is not None:
                 yield self._chunk(candidate.index, ChoiceDelta(), finish_reason=self._finish_reason(candidate), **more)
         if include_usage:
-            yield self._empty_chunk(usage=self._generation.usage())
+            yield self._empty_chunk(usage=await self._usage())
 
     def _take(self, candidate: Candidate, delta: TextDelta) -> list[ChatDelta]:
         """Add one delta to its choice; return what it means."""
@@ -156,7 +186,8 @@ class _Answer:
         message = AnswerMessage(
             content=None if calls and not answer.content.strip() else answer.content,
             reasoning_content=answer.reasoning or UNSET,
-            tool_calls=calls or UNSET,
+            tool_calls=UNSET if self._offered.is_legacy else calls or UNSET,
+            function_call=calls[0].function if calls and self._offered.is_legacy else UNSET,
         )
         return ChatChoice(
             index=candidate.index,
@@ -167,7 +198,7 @@ class _Answer:
 
     def _finish_reason(self, candidate: Candidate) -> Any:
         if self._choices[candidate.index].answer.has_called and candidate.finish_reason is FinishReason.STOP:
-            return "tool_calls"
+            return "function_call" if self._offered.is_legacy else "tool_calls"
         return None if candidate.finish_reason is None else candidate.finish_reason.value
 
     def _logprobs(self, tokens: list[TokenText]) -> ChatLogprobs | None:
@@ -205,20 +236,24 @@ class _Answer:
             model=self._generation.model.name,
             choices=[],
             system_fingerprint=self._fingerprint,
+            service_tier=self._body.served_tier or UNSET,
             **usage,
         )
 
-
-def _choice_delta(delta: ChatDelta) -> ChoiceDelta | None:
-    """Return a delta as OpenAI sends it: a call's first piece has its id, type and name, the others only arguments."""
-    match delta:
-        case Content(text):
-            return ChoiceDelta(content=text)
-        case Reasoning(text):
-            return ChoiceDelta(reasoning_content=text)
-        case CallBegin(index, id, name):
-            return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta("", name), id, "function")])
-        case CallArguments(index, text):
-            return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta(text))])
-        case CallEnd():
-            return None
+    def _choice_delta(self, delta: ChatDelta) -> ChoiceDelta | None:
+        """Return a delta as OpenAI sends it: a call's first piece has its id, type and name, the others only arguments."""
+        match delta:
+            case Content(text):
+                return ChoiceDelta(content=text)
+            case Reasoning(text):
+                return ChoiceDelta(reasoning_content=text)
+            case CallBegin(_, _, name) if self._offered.is_legacy:
+                return ChoiceDelta(function_call=FunctionDelta("", name))
+            case CallBegin(index, id, name):
+                return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta("", name), id, "function")])
+            case CallArguments(_, text) if self._offered.is_legacy:
+                return ChoiceDelta(function_call=FunctionDelta(text))
+            case CallArguments(index, text):
+                return ChoiceDelta(tool_calls=[CalledToolDelta(index, FunctionDelta(text))])
+            case CallEnd():
+                return None

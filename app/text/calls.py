@@ -1,4 +1,4 @@
-"""Owns reading tool calls in the ways that model families write them. Knows no chat templates and no grammars.
+"""Owns reading tool calls whose arguments are JSON, as model families write them. Knows no chat templates and no grammars.
 
 A function here starts behind the marker that opened it. It returns False when what follows is no call: the caller then goes
 back and gives it out as text. Once a call has begun it is a call: what the model writes of its arguments is passed on as it
@@ -81,7 +81,7 @@ def json_call(calls: Calls, close: str) -> Read:
     reader = calls.reader
     head = yield from reader.match(_HEAD)
     if head is not None:
-        name = _loads(head[1])
+        name = loads(head[1])
         if not isinstance(name, str) or not calls.begin(name):
             return False
         if (yield from _arguments(calls, close)):
@@ -90,13 +90,13 @@ def json_call(calls: Calls, close: str) -> Read:
     pieces: list[str] = []
     if (yield from reader.match(_BEFORE_OBJECT)) is None or not (yield from reader.object(pieces.append)):
         return False
-    call = _whole_call(_loads("".join(pieces)))
+    call = _whole_call(loads("".join(pieces)))
     if call is None or not calls.begin(call[0]):
         return False
     calls.arguments(call[1])
     calls.end()
     if close:
-        yield from reader.match(_literal(close))
+        yield from reader.match(literal(close))
     return True
 
 
@@ -106,11 +106,11 @@ def _tail(close: str) -> "regex.Pattern[str]":
     return regex.compile(rf"{extra}\s*(?:\}}\s*)?{regex.escape(close)}" if close else rf"{extra}\s*\}}")
 
 
-def _literal(text: str) -> "regex.Pattern[str]":
+def literal(text: str) -> "regex.Pattern[str]":
     return regex.compile(r"\s*" + regex.escape(text))
 
 
-def _loads(text: str) -> Any:
+def loads(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -122,78 +122,13 @@ def _whole_call(value: Any) -> tuple[str, str] | None:
         return None
     value = value["function"] if isinstance(value.get("function"), dict) else value
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str) and isinstance(_loads(arguments), dict):
+    if isinstance(arguments, str) and isinstance(loads(arguments), dict):
         text = arguments
     elif arguments is None or isinstance(arguments, dict):
         text = json.dumps(arguments or {}, ensure_ascii=False)
     else:
         return None
     return (name, text) if isinstance(name, str) and name else None
-
-
-def tagged_call(calls: Calls) -> Read:
-    """`<tool_call>{json}</tool_call>` (Hermes, Qwen) and `<tool_call><function=name>...</tool_call>` (Qwen3-Coder)."""
-    head = yield from calls.reader.match(_XML_HEAD)
-    if head is not None:
-        return (yield from _xml_call(calls, head[1].strip()))
-    return (yield from json_call(calls, "</tool_call>"))
-
-
-_XML_HEAD = regex.compile(r"\s*<function=([^>\n]+)>")
-_XML_PARAMETER = regex.compile(r"\s*<parameter=([^>\n]+)>")
-_XML_NEWLINE = regex.compile(r"\r?\n")
-_XML_END = regex.compile(r"\s*</function>\s*</tool_call>")
-
-
-def _xml_call(calls: Calls, name: str) -> Read:
-    reader = calls.reader
-    if not calls.begin(name):
-        return False
-    calls.arguments("{")
-    first = True
-    while (parameter := (yield from reader.match(_XML_PARAMETER))) is not None:
-        key = parameter[1].strip()
-        calls.arguments(("" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
-        first = False
-        yield from reader.match(_XML_NEWLINE)
-        is_text = "string" in _types(calls.schema(name, key))
-        pieces: list[str] = []
-        if is_text:
-            calls.arguments('"')
-        emit = (lambda text: calls.arguments(_quoted(text))) if is_text else pieces.append
-        marker, _ = yield from reader.until(["\n</parameter>", "</parameter>"], emit)
-        if not marker:
-            return True
-        calls.arguments('"' if is_text else _as_json("".join(pieces)))
-    calls.arguments("}")
-    if (yield from reader.match(_XML_END)) is not None:
-        calls.end()
-    return True
-
-
-def _types(schema: Mapping[str, Any]) -> list[str]:
-    """Return the types that a parameter may have; without a schema, which would say more, it is text."""
-    types = schema.get("type", [])
-    found = [types] if isinstance(types, str) else [name for name in types if isinstance(name, str)]
-    for union in ("anyOf", "oneOf"):
-        for choice in schema.get(union) or []:
-            found += _types(choice) if isinstance(choice, Mapping) else []
-    if not found and isinstance(schema.get("enum"), list):
-        return ["string"] if all(isinstance(value, str) for value in schema["enum"]) else []
-    return found or ([] if schema else ["string"])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _as_json(text: str) -> str:
-    """Return a value that was written without JSON's quotes as JSON."""
-    stripped = text.strip()
-    word = {"True": "true", "False": "false", "None": "null"}.get(stripped, stripped)
-    if word in ("NaN", "Infinity", "-Infinity") or (word != "null" and _loads(word) is None):
-        return json.dumps(text, ensure_ascii=False)
-    return word
 
 
 def bare_call(calls: Calls) -> Read:
@@ -244,7 +179,7 @@ def json_list(calls: Calls, close: str) -> Read:
     yield from _more(calls, _LIST_NEXT)
     yield from reader.match(_LIST_END)
     if close:
-        yield from reader.match(_literal(close))
+        yield from reader.match(literal(close))
     return True
 
 
@@ -272,75 +207,3 @@ _DEEPSEEK_HEAD = regex.compile(
 )
 _DEEPSEEK_TAIL = regex.compile(r"\s*(?:```\s*)?<｜tool▁call▁end｜>")
 _DEEPSEEK_END = regex.compile(r"\s*<｜tool▁calls▁end｜>")
-
-
-def gemma_call(calls: Calls, quote: str, close: str) -> Read:
-    """`call:name{key:value,...}`: JSON without quotes around keys, and with `quote` around texts."""
-    head = yield from calls.reader.match(_GEMMA_HEAD)
-    if head is None or not calls.begin(head[1]):
-        return False
-    yield from calls.reader.match(regex.compile(r"\s*\{"))
-    if (yield from _gemma_object(calls, quote)) and (yield from calls.reader.match(_literal(close))) is not None:
-        calls.end()
-    return True
-
-
-_GEMMA_HEAD = regex.compile(r"\s*call:\s*([A-Za-z0-9_.-]+)(?=\s*\{)")
-_GEMMA_KEY = regex.compile(r"\s*([^\s:,{}\[\]<]+)\s*:\s*(?=\S)")
-_GEMMA_WORD = regex.compile(r"\s*([^\s,{}\[\]<][^,{}\[\]<]*)(?=[,}\]])")
-
-
-def _gemma_object(calls: Calls, quote: str) -> Read:
-    calls.arguments("{")
-    separator = ""
-    while (yield from calls.reader.match(_ending("}"))) is None:
-        key = yield from calls.reader.match(_quoted_key(quote))
-        if key is None:
-            key = yield from calls.reader.match(_GEMMA_KEY)
-        if key is None:
-            return False
-        calls.arguments(separator + json.dumps(key[1], ensure_ascii=False) + ": ")
-        separator = ", "
-        if not (yield from _gemma_value(calls, quote)):
-            return False
-        yield from calls.reader.match(_GEMMA_COMMA)
-    calls.arguments("}")
-    return True
-
-
-_GEMMA_COMMA = regex.compile(r"\s*,")
-
-
-def _ending(bracket: str) -> "regex.Pattern[str]":
-    return regex.compile(rf"\s*\{bracket}")
-
-
-def _quoted_key(quote: str) -> "regex.Pattern[str]":
-    return regex.compile(rf"\s*{regex.escape(quote)}([^:,{{}}]+){regex.escape(quote)}\s*:\s*(?=\S)")
-
-
-def _gemma_value(calls: Calls, quote: str) -> Read:
-    reader = calls.reader
-    if (yield from reader.match(_literal(quote))) is not None:
-        calls.arguments('"')
-        marker, _ = yield from reader.until([quote], lambda text: calls.arguments(_quoted(text)))
-        calls.arguments('"' if marker else "")
-        return bool(marker)
-    if (yield from reader.match(_ending("{"))) is not None:
-        return (yield from _gemma_object(calls, quote))
-    if (yield from reader.match(_ending("["))) is not None:
-        calls.arguments("[")
-        separator = ""
-        while (yield from reader.match(_ending("]"))) is None:
-            calls.arguments(separator)
-            separator = ", "
-            if not (yield from _gemma_value(calls, quote)):
-                return False
-            yield from reader.match(_GEMMA_COMMA)
-        calls.arguments("]")
-        return True
-    word = yield from reader.match(_GEMMA_WORD)
-    if word is None:
-        return False
-    calls.arguments(_as_json(word[1].strip()))
-    return True

@@ -156,11 +156,12 @@ class ChatTemplate:
         *,
         names: frozenset[str] | None = None,
         limit: int | None = None,
+        continued: str = "",
     ) -> AnswerParser:
         """Return the parser for one answer to a rendered prompt, whose text is `prefix`.
 
         Without `tools` nothing is taken for a call. `names` are the only ones that may be called; at most `limit` calls are
-        made. What else looks like a call is content.
+        made. What else looks like a call is content. `continued` is the text of the message that the answer goes on with.
         """
         if self.response_template is not None:
             return TemplateParser(self._hf_parser(prefix, tools), names=names, limit=limit)
@@ -173,7 +174,10 @@ class ChatTemplate:
             return HarmonyParser(prefix=prefix, schemas=schemas, names=names, limit=limit, new_id=new_id)
         if reasoning is None and (calls is None or schemas is None):
             return PlainParser()
-        in_reasoning = reasoning is not None and prefix.rstrip().endswith(reasoning.open.rstrip())
+        in_reasoning = reasoning is not None and (
+            prefix.rstrip().endswith(reasoning.open.rstrip())
+            or continued.rfind(reasoning.open) > continued.rfind(reasoning.close)
+        )
         return MarkerParser(calls, reasoning, starts_in_reasoning=in_reasoning, schemas=schemas, names=names, limit=limit)
 
     def _hf_parser(self, prefix: str, tools: Sequence[dict[str, Any]] | None) -> Any:

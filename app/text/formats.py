@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal
 
-from app.text import calls
+from app.text import calls, dialects
 from app.text.calls import Calls
 
 
@@ -32,7 +32,7 @@ class ToolFormat:
 
     `is_bare`: a call may also be how an answer begins, without a marker. `seen` are texts that all templates of such models
     have. `spelling` is None where the arguments are not JSON. `markers` are what else the model may write: where they are
-    special tokens, they must not be left out of the text. A call's id has `id_length` characters behind "call_", or nine in all.
+    special tokens, they must not be left out of the text. A call's id is "call_" and `id_length` characters, or nine of them.
     """
 
     name: str
@@ -122,28 +122,28 @@ _TOOL_FORMATS = (
     ToolFormat(
         "gemma4",
         ("<|tool_call>",),
-        lambda found: calls.gemma_call(found, '<|"|>', "<tool_call|>"),
+        lambda found: dialects.gemma_call(found, '<|"|>', "<tool_call|>"),
         seen=("<|tool_call>", "<tool_call|>"),
         markers=("<tool_call|>", '<|"|>'),
     ),
     ToolFormat(
         "functiongemma",
         ("<start_function_call>",),
-        lambda found: calls.gemma_call(found, "<escape>", "<end_function_call>"),
+        lambda found: dialects.gemma_call(found, "<escape>", "<end_function_call>"),
         seen=("<start_function_call>", "<escape>"),
         markers=("<end_function_call>", "<escape>"),
     ),
     ToolFormat(
         "qwen_xml",
         ("<tool_call>",),
-        calls.tagged_call,
+        dialects.tagged_call,
         seen=("<tool_call>", "<function=", "<parameter="),
         markers=("</tool_call>",),
     ),
     ToolFormat(
         "hermes",
         ("<tool_call>",),
-        calls.tagged_call,
+        dialects.tagged_call,
         seen=("<tool_call>", "arguments"),
         spelling=_json_spelling("<tool_call>\n", "arguments", "\n</tool_call>", between="\n"),
         markers=("</tool_call>",),

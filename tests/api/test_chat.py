@@ -14,6 +14,7 @@ from tests.support.tiny import RESPONSE_TEMPLATE
 
 NUM_ANSWER_TOKENS = len(ids_of(ANSWER)) + 1
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Köln", "days": [1, 2]}}</tool_call>'
+NAMED = {"type": "function", "function": {"name": "weather"}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 
 
@@ -92,6 +93,11 @@ class TestAnswer:
             "completion_tokens": NUM_ANSWER_TOKENS,
             "total_tokens": prompt_tokens + NUM_ANSWER_TOKENS,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
         }
 
     def test_n(self, saying: LiveServer) -> None:
@@ -235,7 +241,12 @@ class TestMessages:
             ([{"role": "user", "content": None}], "messages.[0].content"),
             ([{"role": "user", "content": 5}], "messages.[0].content"),
             ([{"role": "user", "content": "a"}, {"role": "wizard", "content": "a"}], "messages.[1].role"),
-            ([{"role": "function", "content": "a"}], "messages.[0].role"),
+            ([{"role": "function", "content": "a"}], "messages.[0].name"),
+            ([{"role": "function", "name": "f"}], "messages.[0].content"),
+            (
+                [{"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}],
+                "messages.[0].function_call.arguments",
+            ),
             ([{"role": "user", "content": [5]}], "messages.[0].content.[0]"),
             ([{"role": "user", "content": [{"type": "text"}]}], "messages.[0].content.[0].text"),
             ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages.[0].content.[0].text"),
@@ -350,7 +361,11 @@ class TestTools:
 
     @pytest.mark.parametrize(
         "choice",
-        ["required", "any", {"type": "function", "function": {"name": "weather"}}, {"type": "allowed_tools"}],
+        [
+            "required",
+            {"type": "function", "function": {"name": "weather"}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+        ],
         ids=repr,
     )
     def test_what_needs_constrained_decoding_is_refused(self, serve_template: Any, choice: Any) -> None:
@@ -359,14 +374,53 @@ class TestTools:
         assert_error(response, 400, param="tool_choice", code="unsupported_parameter")
 
     def test_tool_choice_without_tools(self, saying: LiveServer) -> None:
-        assert_error(saying.chat(tool_choice="auto"), 400, param="tool_choice")
+        for choice in ("auto", "required", NAMED):
+            assert_error(saying.chat(tool_choice=choice), 400, param="tool_choice", code=None)
+
+    @pytest.mark.parametrize(
+        "choice",
+        [
+            "any",
+            "",
+            {},
+            {"type": "custom", "custom": {"name": "weather"}},
+            {"type": "function"},
+            {"type": "function", "function": {"name": "other"}},
+            {"type": "allowed_tools"},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [NAMED]}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED | {"function": {"name": "other"}}]}},
+        ],
+        ids=repr,
+    )
+    def test_a_malformed_tool_choice_is_refused(self, saying: LiveServer, choice: Any) -> None:
+        error = assert_error(saying.chat(tools=TOOLS, tool_choice=choice), 400, param="tool_choice")
+        assert error["code"] != "unsupported_parameter"
+
+    def test_allowed_tools(self, serve_template: Any) -> None:
+        """Only those are shown to the model, and only those are taken for calls."""
+        other = {"type": "function", "function": {"name": "other"}}
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [other]}}
+        server = serve_template(CALL)
+        both = answer_of(server, tools=[*TOOLS, other])
+        one = answer_of(server, tools=[*TOOLS, other], tool_choice=choice)
+        assert one["usage"]["prompt_tokens"] == answer_of(server, tools=[other])["usage"]["prompt_tokens"]
+        assert one["usage"]["prompt_tokens"] < both["usage"]["prompt_tokens"]
+        assert both["choices"][0]["finish_reason"] == "tool_calls"
+        (choice,) = one["choices"]
+        assert choice["message"]["content"] == CALL and choice["finish_reason"] == "stop"
+        assert "tool_calls" not in choice["message"]
 
     def test_parallel_tool_calls(self, serve_template: Any) -> None:
-        server = serve_template(CALL)
-        response = server.chat(tools=TOOLS, parallel_tool_calls=False)
-        assert_error(response, 400, param="parallel_tool_calls", code="unsupported_parameter")
-        assert server.chat(tools=TOOLS, parallel_tool_calls=True).status_code == 200
+        server = serve_template(CALL + CALL)
+        assert len(message_of(server, tools=TOOLS)["tool_calls"]) == 2
+        assert len(message_of(server, tools=TOOLS, parallel_tool_calls=True)["tool_calls"]) == 2
+        assert len(message_of(server, tools=TOOLS, parallel_tool_calls=False)["tool_calls"]) == 1
+        assert len(assembled(streamed(server, tools=TOOLS, parallel_tool_calls=False))[0]["tool_calls"]) == 1
         assert server.chat(parallel_tool_calls=False).status_code == 200
+
+    def test_two_of_one_name_are_refused(self, serve_template: Any) -> None:
+        assert_error(serve_template("ok").chat(tools=TOOLS * 2), 400, param="tools")
 
     @pytest.mark.parametrize(
         ("tools", "param"),
@@ -462,7 +516,8 @@ OPTIONAL = (
     ),
     *("max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
     *("response_format", "modalities", "store", "metadata", "safety_identifier", "prompt_cache_key"),
-    *("prompt_cache_retention", "service_tier", *REFUSED),
+    *("prompt_cache_retention", "service_tier", "functions", "function_call", "prediction", "reasoning_effort"),
+    *("chat_template_kwargs", "add_generation_prompt", "continue_final_message", *REFUSED),
 )
 
 
@@ -481,6 +536,12 @@ class TestParameters:
             {"safety_identifier": "x", "prompt_cache_key": "y", "prompt_cache_retention": "24h", "user": "z"},
             {"service_tier": "auto"},
             {"service_tier": "default"},
+            {"prediction": {"type": "content", "content": "Hello"}},
+            {"prediction": {"type": "content", "content": [{"type": "text", "text": "Hello"}]}},
+            {"reasoning_effort": "none"},
+            {"chat_template_kwargs": {}},
+            {"add_generation_prompt": True, "continue_final_message": False},
+            {"functions": [], "function_call": "none"},
             {"response_format": {"type": "text"}},
             {"modalities": ["text"]},
         ],
@@ -523,7 +584,14 @@ class TestParameters:
             ("modalities", [5, "text", [5]]),
             ("store", [1, "true"]),
             ("metadata", [5, [], {"a": 1}]),
-            ("service_tier", ["flex", "priority", 5]),
+            ("service_tier", ["slow", 5]),
+            ("reasoning_effort", ["much", 1, True]),
+            ("prediction", [5, "x", {"type": "x", "content": "x"}, {"type": "content"}, {"type": "content", "content": 5}]),
+            ("chat_template_kwargs", [5, []]),
+            ("continue_final_message", [1, "true"]),
+            ("add_generation_prompt", [1, "true"]),
+            ("functions", [5, [5], [{}]]),
+            ("function_call", [5, {}, "none of them"]),
             ("n", [0, 17, "1"]),
             ("temperature", [-1, 3, "1"]),
         ],

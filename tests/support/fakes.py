@@ -102,6 +102,7 @@ class FakeLoader:
     error: Exception | None = None
     context_length: int = 512
     response_template: dict[str, object] | None = None
+    chat_template: str | None = None
     defaults: GenerationDefaults = field(default_factory=lambda: GenerationDefaults(eos_token_ids=frozenset({EOS})))
     engines: list[EngineThread] = field(default_factory=list)
 
@@ -113,6 +114,7 @@ class FakeLoader:
             raise self.error
         hf = byte_tokenizer()
         hf.response_template = self.response_template
+        hf.chat_template = self.chat_template or hf.chat_template
         tokenizer = Tokenizer(hf)
         engine = fake_engine(self.runner, max_num_seqs=settings.max_num_seqs)
         self.engines.append(engine)
@@ -120,7 +122,7 @@ class FakeLoader:
         return Loaded(
             engine=engine,
             tokenizer=tokenizer,
-            chat=ChatTemplate(tokenizer),
+            chat=ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format),
             defaults=self.defaults,
             is_encoder_decoder=is_seq2seq,
             num_decoder_start_tokens=int(is_seq2seq),

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import InvalidRequest, UnsupportedParameter
+from app.errors import ConfigError, InvalidRequest, UnsupportedParameter
+from app.text.answer_parser import MarkerParser, TemplateParser
 from app.text.chat import ChatTemplate
 from app.text.deltas import ChatAnswer, Content
+from app.text.formats import REASONING_FORMATS, TOOL_FORMATS
+from app.text.template_variables import variables_of
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import BOS, RESPONSE_TEMPLATE, byte_tokenizer
 
@@ -107,3 +110,84 @@ def test_without_any_format_everything_is_content() -> None:
     assert chat.kept_special_ids == frozenset()
     assert parser.feed(CALL) == [Content(CALL)]
     assert parser.finish() == []
+
+
+class TestFormats:
+    """Which one a model has, by its tokenizer and its configuration."""
+
+    HERMES = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{# <tool_call> arguments </think> #}"
+
+    def chat(self, text: str = HERMES, special: tuple[str, ...] = (), **formats: str) -> ChatTemplate:
+        hf = byte_tokenizer()
+        hf.add_special_tokens({"additional_special_tokens": list(special)})
+        hf.chat_template = text
+        return ChatTemplate(Tokenizer(hf), **formats)
+
+    def test_by_its_chat_template(self) -> None:
+        chat = self.chat()
+        assert chat.can_call_tools and chat.reasons
+        assert chat.tool_format is TOOL_FORMATS["hermes"] and chat.reasoning_format is REASONING_FORMATS["think"]
+        assert not self.chat("{{ messages }}").can_call_tools
+        assert not self.chat("{{ messages }}<tool_call> arguments").can_call_tools, "it does not show tools"
+        assert not self.chat("{{ messages }}{{ tools }}").can_call_tools, "it does not show how calls are written"
+
+    def test_by_the_configuration(self) -> None:
+        assert self.chat("{{ messages }}{{ tools }}", tool_format="llama3").tool_format is TOOL_FORMATS["llama3"]
+        assert not self.chat(tool_format="none").can_call_tools
+        assert not self.chat(reasoning_format="none").reasons
+        with pytest.raises(ConfigError, match=r"MODELS\.x\.TOOL_FORMAT: .*\"auto\" or \"none\" or \"harmony\""):
+            self.chat(tool_format="nonsense", path="MODELS.x")
+        with pytest.raises(ConfigError, match=r"REASONING_FORMAT: .*\"think\""):
+            self.chat(reasoning_format="hermes")
+
+    def test_a_response_template_comes_first_unless_a_format_is_named(self) -> None:
+        hf = byte_tokenizer()
+        hf.response_template = RESPONSE_TEMPLATE
+        tokenizer = Tokenizer(hf)
+        assert ChatTemplate(tokenizer).response_template == RESPONSE_TEMPLATE
+        assert ChatTemplate(tokenizer, tool_format="hermes").response_template is None
+        assert isinstance(ChatTemplate(tokenizer).parser("", TOOLS), TemplateParser)
+        assert isinstance(ChatTemplate(tokenizer, tool_format="hermes").parser("", TOOLS), MarkerParser)
+
+    def test_special_tokens_that_are_markers_stay_in_the_text(self) -> None:
+        chat = self.chat(special=("<tool_call>", "</think>", "<|other|>"))
+        hf = chat._tokenizer.hf
+        kept = {hf.convert_ids_to_tokens(one) for one in chat.kept_special_ids}
+        assert kept == {"<tool_call>", "</think>"}
+        ids = hf.encode("<|other|>a<tool_call>b<s></think>", add_special_tokens=False)
+        decode = chat._tokenizer.decode
+        assert decode(ids, kept_special_ids=chat.kept_special_ids) == "a<tool_call>b</think>"
+        assert decode(ids) == "ab"
+
+    def test_users_can_not_forge_control_tokens_in_keys(self) -> None:
+        """Templates write the keys of schemas and arguments out as they are."""
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"<s>": {}}}}}
+        with pytest.raises(InvalidRequest) as caught:
+            self.chat().render([{"role": "user", "content": "hi"}], [tool])
+        assert caught.value.param == "tools"
+        call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": [{"a<s>": 1}]}}}
+        with pytest.raises(InvalidRequest) as caught:
+            self.chat().render([{"role": "assistant", "content": "", "tool_calls": [call]}], None)
+        assert caught.value.param == "messages"
+
+    def test_calls_without_tools_are_content_by_a_response_template_too(self) -> None:
+        chat = template(response_template=RESPONSE_TEMPLATE)
+        parser = chat.parser(chat.render([{"role": "user", "content": "hi"}], None)[1], None)
+        deltas = parser.feed("<think>hm</think>" + CALL) + parser.finish()
+        answer = ChatAnswer()
+        for delta in deltas:
+            answer.add(delta)
+        assert (answer.reasoning, answer.content, answer.tool_calls) == ("hm", CALL, [])
+
+
+class TestVariables:
+    def test_what_templates_read(self) -> None:
+        """As gpt-oss's, Qwen's and DeepSeek's do: set where it is not defined, or asked for."""
+        assert variables_of(["{%- if effort is not defined %}{%- set effort = 'low' %}{%- endif %}{{ effort }}"]) == {"effort"}
+        assert variables_of(["{% if thinking is defined %}x{% endif %}{{ messages }}{{ bos_token }}"]) == {"thinking"}
+        assert variables_of(["{% generation %}{{ a }}{% endgeneration %}{% for b in c %}{{ b }}{% break %}{% endfor %}"]) == {
+            "a",
+            "c",
+        }
+        assert variables_of(["{{ strftime_now('%Y') }}{% set ns = namespace(a=1) %}{{ raise_exception('x') }}"]) == set()
+        assert variables_of(["{% broken"]) == set()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app import config_keys
 from app.text.answer_parser import AnswerParser, MarkerParser
 from app.text.deltas import CallArguments, CallBegin, CallEnd, ChatAnswer, ChatDelta
-from app.text.formats import REASONING_FORMATS, TOOL_FORMATS
+from app.text.formats import REASONING_FORMATS, TOOL_FORMATS, reasoning_format_of, tool_format_of
 from app.text.harmony import HarmonyParser
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -300,3 +301,39 @@ class TestReasoning:
     def test_before_a_call_without_marker(self) -> None:
         answer, _ = read(parser_of("llama3"), list('<think>hm</think>\n{"name": "now", "parameters": {}}'))
         assert answer.reasoning == "hm" and [call.name for call in answer.tool_calls] == ["now"] and answer.content == ""
+
+
+SNIPPETS = {
+    "harmony": "<|start|>assistant<|channel|>commentary to=functions.{{ name }} <|constrain|>json<|message|>",
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ tool['type'] }}<｜tool▁sep｜>{{ name }}\\n```json\\n",
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>{{ arguments }}<｜tool▁call▁end｜>",
+    "mistral_v11": '{{- "[TOOL_CALLS]" + name + "[ARGS]" + arguments }}',
+    "mistral": '{{- "[TOOL_CALLS] [" }}{{ out[:-1] }}, "id": "',
+    "gemma4": "<|tool_call>call:{{ name }}{ {{ arguments }} }<tool_call|>",
+    "functiongemma": "<start_function_call>call:{{ name }}{key:<escape>value<escape>}<end_function_call>",
+    "qwen_xml": "<tool_call>\n<function={{ name }}>\n<parameter={{ key }}>\n",
+    "hermes": '<tool_call>\n{"name": "{{ name }}", "arguments": {{ arguments }} }\n</tool_call>',
+    "llama3": """<|start_header_id|>assistant<|end_header_id|>{{ '{"name": "' + name + '", ' }}{{- '"parameters": ' }}""",
+}
+
+
+def test_a_chat_template_shows_the_format() -> None:
+    assert set(SNIPPETS) == set(TOOL_FORMATS) == set(config_keys.TOOL_FORMATS)
+    assert set(REASONING_FORMATS) == set(config_keys.REASONING_FORMATS)
+    for name, snippet in SNIPPETS.items():
+        found = tool_format_of(snippet)
+        assert found is not None and found.name == name
+    assert tool_format_of("<|im_start|>user {{ tools }}") is None
+    assert tool_format_of("<tool_call>{{ name }}<arg_key>{{ arguments }}") is None, "another family's"
+    assert reasoning_format_of("{{ content.split('</think>')[-1] }}") is REASONING_FORMATS["think"]
+    assert reasoning_format_of("[THINK]{{ thinking }}[/THINK]") is REASONING_FORMATS["mistral"]
+    assert reasoning_format_of("<|channel>thought\n{{ thinking }}<channel|>") is REASONING_FORMATS["gemma4"]
+    assert reasoning_format_of(SNIPPETS["harmony"]) is REASONING_FORMATS["harmony"]
+    assert reasoning_format_of("{{ content }}") is None
+
+
+def test_no_marker_begins_with_another_one() -> None:
+    """What `Reader.until` relies on."""
+    for tools, reasoning in itertools.product(TOOL_FORMATS.values(), REASONING_FORMATS.values()):
+        markers = [*tools.opens, reasoning.open]
+        assert not any(a != b and a.startswith(b) for a in markers for b in markers)

@@ -1,136 +1,49 @@
 """Owns the objects of /v1/chat/completions (openai-python: types/chat/)."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
+from app.api.schemas.messages import FunctionCall, Message, template_messages
+from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import InvalidRequest, UnsupportedParameter
 
+if TYPE_CHECKING:
+    from app.text.chat import ChatTemplate
+
 MAX_MESSAGES = 2048
-MAX_TOOLS = 128
 
 REFUSED = {
     "audio": "this server answers with text only.",
-    "functions": "use `tools`.",
-    "function_call": "use `tool_choice`.",
     "moderation": "there is no moderation here.",
-    "prediction": "no predicted output yet.",
-    "reasoning_effort": "no reasoning control yet.",
     "verbosity": "no verbosity control yet.",
     "web_search_options": "there is no web search here.",
 }
 
 
-class FunctionCall(msgspec.Struct):
-    name: str
-    arguments: str
+# Lower numbers are served first.
+_TIERS = {"priority": -100, "fast": -100, "flex": 100}
 
 
-class MessageToolCall(msgspec.Struct, forbid_unknown_fields=True):
-    function: FunctionCall
-    id: str | None = None
-    type: Literal["function"] = "function"
-    index: int | None = None
+class _TextPart(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a conversation; what servers answer may be sent back as it is, so its null fields are legal here."""
+class Prediction(msgspec.Struct, forbid_unknown_fields=True):
+    """What the answer will probably be: a hint that can make it come sooner, never another one. It is not used yet."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
-
-    def for_template(self, index: int) -> dict[str, Any]:
-        """Return what chat templates expect: text content, arguments as objects; raise for what is no text."""
-        message: dict[str, Any] = {"role": self.role, "content": self._text(index)}
-        if self.name is not None:
-            message["name"] = self.name
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        reasoning = self.reasoning_content or self.reasoning
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _arguments(call, index, position)},
-                }
-                for position, call in enumerate(self.tool_calls)
-            ]
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal or reasoning)):
-            raise InvalidRequest(f"`content` is missing in a message of role {self.role}.", param=f"messages.[{index}].content")
-        return message
-
-    def _text(self, index: int) -> str:
-        if self.content is None:
-            return self.refusal or ""
-        if isinstance(self.content, str):
-            return self.content
-        texts: list[str] = []
-        for position, part in enumerate(self.content):
-            place = f"messages.[{index}].content.[{position}]"
-            kind = part.get("type")
-            if kind not in ("text", "refusal"):
-                raise UnsupportedParameter(
-                    f"This server reads text only; a content part of type {str(kind)[:40]!r} is not supported.",
-                    param=f"{place}.type",
-                )
-            text = part.get(kind)
-            if not isinstance(text, str):
-                raise InvalidRequest(f"A content part of type {kind!r} needs a text in `{kind}`.", param=f"{place}.{kind}")
-            texts.append(text)
-        return "".join(texts)
-
-
-def _arguments(call: MessageToolCall, index: int, position: int) -> Any:
-    """Templates write the arguments as JSON themselves, so a text would be quoted twice."""
-    try:
-        return msgspec.json.decode(call.function.arguments or "{}")
-    except msgspec.DecodeError as error:
-        place = f"messages.[{index}].tool_calls.[{position}].function.arguments"
-        raise InvalidRequest(f"`arguments` of a tool call must be a JSON text: {error}.", param=place) from error
-
-
-class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(msgspec.Struct, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-    def for_template(self, index: int) -> dict[str, Any]:
-        if self.function.strict:
-            raise UnsupportedParameter(
-                "`strict` tools need constrained decoding, which is not there yet.", param=f"tools.[{index}].function.strict"
-            )
-        function: dict[str, Any] = {"name": self.function.name}
-        if self.function.description is not None:
-            function["description"] = self.function.description
-        function["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
-        return {"type": "function", "function": function}
+    type: Literal["content"]
+    content: str | list[_TextPart]
 
 
 class ChatRequest(SamplingFields, kw_only=True):
     """`max_completion_tokens` wins over its older name `max_tokens`.
 
-    `store`, `metadata`, `safety_identifier`, the `prompt_cache_*` and `service_tier` of "auto" or "default" steer OpenAI's own
-    hosting; they can not change an answer here and are accepted.
+    `store`, `metadata`, `safety_identifier` and the `prompt_cache_*` steer OpenAI's own hosting; they can not change an answer
+    here and are accepted. `service_tier` is a priority among those that wait. The last three are not OpenAI's.
     """
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -141,6 +54,8 @@ class ChatRequest(SamplingFields, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    function_call: str | NamedFunction | None = None
     response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     store: bool | None = None
@@ -148,7 +63,12 @@ class ChatRequest(SamplingFields, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    prediction: Prediction | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=64)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     def check(self) -> None:
         """Raise InvalidRequest for contradictions and UnsupportedParameter for values that are not honoured yet."""
@@ -164,19 +84,65 @@ class ChatRequest(SamplingFields, kw_only=True):
             raise UnsupportedParameter(
                 f"`response_format` of type {str(kind)[:40]!r} is not supported yet; only 'text' is.", param="response_format"
             )
-        if self.tool_choice not in (None, "auto", "none"):
-            raise UnsupportedParameter("`tool_choice` other than 'auto' and 'none' is not supported yet.", param="tool_choice")
-        if self.tool_choice == "auto" and not self.tools:
-            raise InvalidRequest("`tool_choice` is only allowed when `tools` are given.", param="tool_choice")
-        if self.parallel_tool_calls is False and self.offered_tools:
-            raise UnsupportedParameter("`parallel_tool_calls` false is not supported yet.", param="parallel_tool_calls")
+        if self.priority is not None and _TIERS.get(self.service_tier or "auto", 0):
+            raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
+        self._check_continuation()
+
+    def _check_continuation(self) -> None:
+        if not self.continue_final_message:
+            return
+        if self.add_generation_prompt:
+            raise InvalidRequest(
+                "`continue_final_message` continues a message; `add_generation_prompt` begins one.",
+                param="add_generation_prompt",
+            )
+        last = self.messages[-1]
+        if last.role != "assistant" or not last.content or last.tool_calls or last.function_call:
+            raise InvalidRequest(
+                "`continue_final_message` needs a last message of role assistant with text in it, and no calls.",
+                param="continue_final_message",
+            )
 
     @property
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the model may call, as templates expect them; None if there are none, or `tool_choice` is "none"."""
-        if not self.tools or self.tool_choice == "none":
+    def offered_tools(self) -> OfferedTools:
+        """What the request says of tools; raises RequestError for what contradicts itself or can not be honoured."""
+        return offered_tools(self.tools, self.tool_choice, self.parallel_tool_calls, self.functions, self.function_call)
+
+    def template_messages(self) -> list[dict[str, Any]]:
+        """Return the messages as chat templates expect them; raise RequestError for what they can not hold."""
+        return template_messages(self.messages)
+
+    def template_variables(self, chat: "ChatTemplate") -> dict[str, Any]:
+        """Return what the template is told besides messages and tools; raise UnsupportedParameter for what it does not read."""
+        given = self.chat_template_kwargs or {}
+        for name in given:
+            if name not in chat.variables:
+                known = ", ".join(sorted(chat.variables)) or "nothing"
+                raise UnsupportedParameter(
+                    f"`chat_template_kwargs`: this model's chat template does not read {name[:100]!r}; it reads {known[:500]}.",
+                    param=f"chat_template_kwargs.{name[:100]}",
+                )
+        if self.reasoning_effort is None:
+            return given
+        variables = chat.effort_variables(self.reasoning_effort)
+        twice = next((name for name in variables if name in given and given[name] != variables[name]), None)
+        if twice is not None:
+            raise InvalidRequest(
+                f"`reasoning_effort` and `chat_template_kwargs.{twice}` contradict each other.", param="reasoning_effort"
+            )
+        return {**given, **variables}
+
+    @property
+    def tier_priority(self) -> int:
+        """How much later the request is served than others, which `priority` says too."""
+        return _TIERS.get(self.service_tier or "auto", 0)
+
+    @property
+    def served_tier(self) -> str | None:
+        """The tier that the answer names, as OpenAI does: only if the request named one."""
+        if self.service_tier is None:
             return None
-        return [tool.for_template(index) for index, tool in enumerate(self.tools)]
+        return {"flex": "flex", "priority": "priority", "fast": "priority"}.get(self.service_tier, "default")
 
 
 class TopLogprob(msgspec.Struct):
@@ -223,9 +189,10 @@ class AnswerMessage(msgspec.Struct, kw_only=True):
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CalledTool] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
-ChatFinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call", "content_filter"]
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -242,6 +209,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     system_fingerprint: str
+    service_tier: str | UnsetType = UNSET
     usage: Usage
 
 
@@ -250,6 +218,7 @@ class ChoiceDelta(msgspec.Struct, kw_only=True):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CalledToolDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
@@ -266,4 +235,5 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     system_fingerprint: str
+    service_tier: str | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
