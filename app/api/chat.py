@@ -109,13 +109,7 @@ class _Answer:
         model.check_length(len(ids), max_tokens, what="messages")
         prompt = Prompt(ids, "")
         for choice in range(body.n or 1):
-            parser = chat.parser(
-                prefix,
-                offered.tools,
-                names=offered.names,
-                limit=offered.limit,
-                continued=self._messages[-1]["content"] if continues else "",
-            )
+            parser = chat.parser(prefix, offered.tools, names=offered.names, limit=offered.limit)
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
             self._generation.submit(prompt, params, stop=body.stop_texts, kept_special_ids=chat.kept_special_ids)

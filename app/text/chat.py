@@ -67,6 +67,10 @@ class ChatTemplate:
         return self._knows_tools and has_format
 
     @property
+    def _is_harmony(self) -> bool:
+        return any(format is not None and format.name == "harmony" for format in (self.tool_format, self.reasoning_format))
+
+    @property
     def reasons(self) -> bool:
         """Whether the model's answers may have reasoning in them."""
         fields = (self.response_template or {}).get("fields", {})
@@ -129,9 +133,16 @@ class ChatTemplate:
             message = " ".join(str(error).split())[:300]
             raise InvalidRequest(f"The model's chat template refuses these messages: {message}", param="messages") from error
         prompt_ids = cast(list[int], ids)
-        if self.response_template is None and self.reasoning_format is None and self.tool_format is None:
+        reasoning = self.reasoning_format
+        if self.response_template is None and reasoning is None and self.tool_format is None:
             return prompt_ids, ""
-        return prompt_ids, self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        text = self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        if self.response_template is None and reasoning is not None and not self._is_harmony:
+            # All that matters to the parser is whether the answer begins inside of reasoning.
+            begun = messages[-1].get("content") if continue_final_message else ""
+            opened = isinstance(begun, str) and begun.rfind(reasoning.open) > begun.rfind(reasoning.close)
+            text = reasoning.open if opened or text.rstrip().endswith(reasoning.open.rstrip()) else ""
+        return prompt_ids, text
 
     def effort_variables(self, effort: str) -> dict[str, object]:
         """Return the template's variables for a `reasoning_effort`; raise UnsupportedParameter where it has none for it."""
@@ -156,12 +167,11 @@ class ChatTemplate:
         *,
         names: frozenset[str] | None = None,
         limit: int | None = None,
-        continued: str = "",
     ) -> AnswerParser:
-        """Return the parser for one answer to a rendered prompt, whose text is `prefix`.
+        """Return the parser for one answer to a rendered prompt; `prefix` is the text that `render` gave with it.
 
         Without `tools` nothing is taken for a call. `names` are the only ones that may be called; at most `limit` calls are
-        made. What else looks like a call is content. `continued` is the text of the message that the answer goes on with.
+        made. What else looks like a call is content.
         """
         if self.response_template is not None:
             return TemplateParser(self._hf_parser(prefix, tools), names=names, limit=limit)
@@ -169,15 +179,12 @@ class ChatTemplate:
         if tools:
             schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
         reasoning, calls = self.reasoning_format, self.tool_format
-        if "harmony" in (calls and calls.name, reasoning and reasoning.name):
+        if self._is_harmony:
             new_id = partial(new_call_id, 24)
             return HarmonyParser(prefix=prefix, schemas=schemas, names=names, limit=limit, new_id=new_id)
         if reasoning is None and (calls is None or schemas is None):
             return PlainParser()
-        in_reasoning = reasoning is not None and (
-            prefix.rstrip().endswith(reasoning.open.rstrip())
-            or continued.rfind(reasoning.open) > continued.rfind(reasoning.close)
-        )
+        in_reasoning = reasoning is not None and prefix.endswith(reasoning.open)
         return MarkerParser(calls, reasoning, starts_in_reasoning=in_reasoning, schemas=schemas, names=names, limit=limit)
 
     def _hf_parser(self, prefix: str, tools: Sequence[dict[str, Any]] | None) -> Any:
