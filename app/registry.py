@@ -207,6 +207,10 @@ class Registry:
             raise ModelNotFound(name)
         return model
 
+    def get_or_first(self, name: str | None) -> ServedModel:
+        """Return the model `name`; the first of the configuration for None; raise ModelNotFound."""
+        return next(iter(self.models.values())) if name is None else self.get(name)
+
     @property
     def is_ready(self) -> bool:
         """True when every model can answer. Overload does not count: it would take all replicas out of the Service at once."""

@@ -37,6 +37,7 @@ API_MAY_KNOW = {
     "app.text.deltas",
     "app.text.detokenizer",
     "app.text.output",
+    "app.text.preview",
 }
 FOREIGN = {
     "torch": {"engine", "demo"},

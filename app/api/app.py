@@ -11,7 +11,7 @@ from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import chat, completions, models, status
+from app.api import chat, completions, models, status, tokenize
 from app.api.auth import BearerTokens
 from app.api.context import Context
 from app.api.middleware import RequestMiddleware
@@ -40,12 +40,17 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
             models.list_models,
             models.get_model,
             models.list_engines,
+            tokenize.tokenize,
+            tokenize.detokenize,
+            tokenize.tokenizer_info,
             status.livez,
             status.readyz,
             status.health,
             status.startupz,
             status.prometheus_metrics,
             status.legacy_metrics,
+            status.version,
+            status.load,
             document,
             assets_router(),
         ],

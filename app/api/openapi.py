@@ -18,6 +18,15 @@ from litestar.static_files import create_static_files_router
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
 from app.api.schemas.completions import Completion, CompletionRequest
+from app.api.schemas.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    Load,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+    Version,
+)
 
 _REF = "#/components/schemas/{name}"
 _STRUCTS: list[type[msgspec.Struct]] = [
@@ -26,10 +35,17 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     ChatRequest,
     Completion,
     CompletionRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
     EngineList,
     ErrorResponse,
+    Load,
     ModelList,
     ModelObject,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+    Version,
 ]
 _ASSETS = "/docs/assets"
 

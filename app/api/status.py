@@ -1,4 +1,4 @@
-"""Owns the probes and the metrics routes. Knows no generation.
+"""Owns the probes, the metrics routes, /version and /load. Knows no generation.
 
 Kubernetes' three questions: has it started (`/startupz`), may it get traffic (`/readyz`, and `/health` for those used to
 it), must it be restarted (`/livez`). Overload makes none of them fail.
@@ -10,9 +10,11 @@ from litestar import Response, get
 
 from app.api.context import Context
 from app.api.openapi import documented
+from app.api.schemas.tokenize import Load, ModelLoad, Version
 from app.errors import NotFound
 from app.metrics import CONTENT_TYPE
 from app.registry import Registry
+from app.versions import package_version
 
 
 @get("/livez", operation_class=documented("Liveness: 503 when an engine has died"))
@@ -48,6 +50,25 @@ async def legacy_metrics(context: Context) -> Response[Any]:
     if not context.config.metrics:
         raise NotFound("Metrics are switched off (METRICS in the configuration).")
     return Response(context.metrics.legacy.as_json())
+
+
+@get("/version", operation_class=documented("The version of this server", None, Version))
+async def version() -> Any:
+    return Version(package_version("tfoai"))
+
+
+@get("/load", operation_class=documented("How many requests and sequences are in work", None, Load))
+async def load(context: Context) -> Any:
+    """`server_load` is what vLLM gives; `models` tells more. For people and balancers without Prometheus."""
+    models: dict[str, ModelLoad] = {}
+    for model in context.registry.models.values():
+        loaded = model.loaded_or_none
+        running, waiting = 0, 0
+        if loaded is not None:
+            snapshot = loaded.engine.snapshot()
+            running, waiting = snapshot.num_running, snapshot.num_waiting
+        models[model.name] = ModelLoad(running=running, waiting=waiting, admitted=model.num_admitted, capacity=model.capacity)
+    return Load(server_load=context.registry.num_open_requests, models=models)
 
 
 def _status(is_good: bool, registry: Registry) -> Response[Any]:

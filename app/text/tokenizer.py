@@ -56,6 +56,26 @@ class Tokenizer:
             return text
         return str(self.hf.decode(list(token_ids), skip_special_tokens=skip, **self._decode_config))
 
+    def spell(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the tokens as the vocabulary spells them (`Ġthe`, `▁the`), not as text."""
+        return [token if isinstance(token, str) else "" for token in self.hf.convert_ids_to_tokens(list(token_ids))]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the tokenizer's facts by their names in tokenizer_config.json."""
+        hf = self.hf
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+        named = {name: getattr(hf, name, None) for name in names}
+        template = hf.chat_template
+        return {
+            "tokenizer_class": type(hf).__name__,
+            "vocab_size": self.vocab_size,
+            **named,
+            "additional_special_tokens": [token for token in hf.all_special_tokens if token not in named.values()],
+            "padding_side": hf.padding_side,
+            "truncation_side": hf.truncation_side,
+            "chat_template": template.get("default") if isinstance(template, dict) else template,
+        }
+
     def token_string(self, token_id: int) -> str:
         """Return one token as text; a part of a character as `bytes:\\xe2\\x82`, OpenAI's spelling for it."""
         data = self.token_bytes(token_id)

@@ -41,6 +41,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
     assert {
         *("/v1/completions", "/v1/engines/{model_name}/completions", "/v1/chat/completions", "/v1/models"),
         *("/v1/models/{model_name}", "/v1/engines", "/livez", "/readyz", "/startupz", "/health", "/metrics", "/v1/metrics"),
+        *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize", "/tokenizer_info", "/version", "/load"),
     } == set(document["paths"])
 
 
@@ -54,14 +55,22 @@ def test_every_operation_says_what_it_does(document: dict[str, Any]) -> None:
 
 def test_every_post_documents_its_body_and_its_errors(document: dict[str, Any]) -> None:
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert len(posts) == 3
+    bodies = {
+        "/v1/chat/completions": "ChatRequest",
+        "/v1/completions": "CompletionRequest",
+        "/v1/engines/{model_name}/completions": "CompletionRequest",
+        **dict.fromkeys(("/tokenize", "/v1/tokenize"), "TokenizeRequest"),
+        **dict.fromkeys(("/detokenize", "/v1/detokenize"), "DetokenizeRequest"),
+    }
+    assert set(posts) == set(bodies)
     for path, operation in posts.items():
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        assert schema == {"$ref": f"#/components/schemas/{'ChatRequest' if 'chat' in path else 'CompletionRequest'}"}
+        assert schema == {"$ref": f"#/components/schemas/{bodies[path]}"}
         assert {"200", "400", "401", "404", "413", "415", "429", "500", "503"} <= set(operation["responses"])
         error = operation["responses"]["400"]["content"]["application/json"]["schema"]
         assert error == {"$ref": "#/components/schemas/ErrorResponse"}
-        assert "text/event-stream" in operation["responses"]["200"]["content"]
+        streams = "text/event-stream" in operation["responses"]["200"]["content"]
+        assert streams == path.endswith("completions")
 
 
 def validator(document: dict[str, Any], name: str) -> Draft202012Validator:
@@ -75,6 +84,11 @@ def test_answers_are_as_documented(document: dict[str, Any], counting: LiveServe
     validator(document, "ModelObject").validate(counting.http.get(f"/v1/models/{MODEL}").json())
     validator(document, "EngineList").validate(counting.http.get("/v1/engines").json())
     validator(document, "ErrorResponse").validate(counting.complete(n=0).json())
+    validator(document, "TokenizeResponse").validate(counting.http.post("/tokenize", json={"prompt": "a"}).json())
+    validator(document, "DetokenizeResponse").validate(counting.http.post("/detokenize", json={"tokens": [5]}).json())
+    validator(document, "TokenizerInfo").validate(counting.http.get("/tokenizer_info").json())
+    validator(document, "Version").validate(counting.http.get("/version").json())
+    validator(document, "Load").validate(counting.http.get("/load").json())
 
 
 @pytest.mark.parametrize(
