@@ -45,6 +45,11 @@ from app.strict_json import CUT, at_key, check_tree, kind_of, parse_json, read_t
 class ModelType(enum.StrEnum):
     CAUSAL_LM = "CausalLM"
     SEQ2SEQ = "Seq2Seq"
+    EMBEDDING = "Embedding"
+
+
+# Keys of a model that only mean something where text is generated.
+NOT_FOR_EMBEDDINGS = ("generate_config", "kv_cache_memory_fraction")
 
 
 class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -77,8 +82,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     type: Annotated[
         ModelType,
         doc(
-            "Decoder-only (CausalLM) or encoder-decoder (Seq2Seq): which transformers auto class loads it.",
-            '"CausalLM" or "Seq2Seq"',
+            "Decoder-only (CausalLM), encoder-decoder (Seq2Seq), or a model of either kind that makes vectors (Embedding).",
+            '"CausalLM", "Seq2Seq" or "Embedding"',
         ),
     ]
     model_config: Annotated[
@@ -225,6 +230,11 @@ def _model(raw: Any, place: str) -> ModelSettings:
         # The old server would call .to("cuda") here, on a model that accelerate has placed: an error for some
         # placements and a silent move for others. An absent MODEL_DEVICE is taken as the null its README asks for.
         values["model_device"] = None
+    if values["type"] is ModelType.EMBEDDING:
+        for name in NOT_FOR_EMBEDDINGS:
+            if values.get(name):
+                expected = "it to be absent: a model of TYPE Embedding generates nothing"
+                raise ConfigError(at_key(place, name.upper()), show(raw[name.upper()]), expected)
     return ModelSettings(**values)
 
 

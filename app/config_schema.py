@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app import config_keys
-from app.config import Config, DecodeConfig, ModelSettings
+from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings
 
 Schema = dict[str, Any]
 
@@ -49,6 +49,11 @@ def config_json_schema() -> Schema:
     model["not"] = {
         "required": ["MODEL_CONFIG", "MODEL_DEVICE"],
         "properties": {"MODEL_CONFIG": with_map, "MODEL_DEVICE": {"type": "string"}},
+    }
+    # What has no meaning for a model of TYPE Embedding is empty there.
+    model["if"] = {"properties": {"TYPE": {"const": "Embedding"}}, "required": ["TYPE"]}
+    model["then"] = {
+        "properties": {name.upper(): {"enum": [None, 0, {}]} for name in NOT_FOR_EMBEDDINGS},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": definitions}
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from app.config import Config, ModelSettings
+from app.config import Config, ModelSettings, ModelType
 from app.engine.defaults import SamplingRequest
 from app.engine.engine import EngineDeadError
+from app.engine.pooling_job import PoolingInput, PoolingJob
 from app.engine.sequence import SamplingParams
 from app.engine.stream import TokenStream
 from app.errors import (
@@ -23,7 +24,7 @@ from app.errors import (
     ModelNotFound,
     QueueFull,
 )
-from app.loading import Loaded, Loader, load_model
+from app.loading import Loaded, LoadedEmbedder, Loader, load_model
 from app.versions import package_version
 
 logger = logging.getLogger("tfoai.registry")
@@ -52,7 +53,7 @@ class ServedModel:
         self.capacity = settings.max_num_seqs + max_queue
         self.num_admitted = 0
         self.system_fingerprint = ""
-        self._loaded: Loaded | None = None
+        self._loaded: Loaded | LoadedEmbedder | None = None
 
     @property
     def state(self) -> ModelState:
@@ -64,7 +65,40 @@ class ServedModel:
 
     @property
     def loaded(self) -> Loaded:
-        """What serves this model; raise the reason why nothing can be asked of it now."""
+        """What generates text; raise the reason why nothing can be asked of it now, or InvalidRequest if it makes vectors."""
+        loaded = self.any_loaded
+        if not isinstance(loaded, Loaded):
+            raise self._of_other_kind()
+        return loaded
+
+    @property
+    def encoder(self) -> LoadedEmbedder:
+        """What makes vectors; raise as `loaded` does."""
+        loaded = self.any_loaded
+        if not isinstance(loaded, LoadedEmbedder):
+            raise self._of_other_kind()
+        return loaded
+
+    @property
+    def makes_embeddings(self) -> bool:
+        return self.settings.type is ModelType.EMBEDDING
+
+    def check_kind(self, *, embeddings: bool) -> None:
+        """Raise InvalidRequest if this model does not do what is asked for, loaded or not."""
+        if embeddings != self.makes_embeddings:
+            raise self._of_other_kind()
+
+    def _of_other_kind(self) -> InvalidRequest:
+        does = (
+            "makes embeddings; it answers /v1/embeddings and generates no text"
+            if self.makes_embeddings
+            else "generates text; it answers /v1/chat/completions and /v1/completions and makes no embeddings"
+        )
+        return InvalidRequest(f"The model `{self.name}` {does}.", param="model", code="unsupported_model")
+
+    @property
+    def any_loaded(self) -> Loaded | LoadedEmbedder:
+        """What serves this model, of whatever kind; raise the reason why nothing can be asked of it now."""
         if self._loaded is None:
             raise ModelLoading(
                 f"The model `{self.name}` is still loading ({self.progress:.0%}). Please try again shortly.",
@@ -75,11 +109,15 @@ class ServedModel:
         return self._loaded
 
     @property
-    def loaded_or_none(self) -> Loaded | None:
+    def loaded_or_none(self) -> Loaded | LoadedEmbedder | None:
         """What serves this model, for those who only look at it."""
         return self._loaded
 
-    def set_loaded(self, loaded: Loaded) -> None:
+    @property
+    def encoder_or_none(self) -> LoadedEmbedder | None:
+        return self._loaded if isinstance(self._loaded, LoadedEmbedder) else None
+
+    def set_loaded(self, loaded: Loaded | LoadedEmbedder) -> None:
         # A stable name for everything that decides which tokens a seed gives.
         parts = [package_version(name) for name in ("tfoai", "torch", "transformers")]
         parts += [self.settings.name, loaded.dtype, loaded.device, loaded.runner]
@@ -94,7 +132,7 @@ class ServedModel:
         """
         if self.is_draining:
             raise Draining("The server is shutting down. Please send the request to another replica.", retry_after=RETRY_QUEUE)
-        _ = self.loaded
+        _ = self.any_loaded
         if num_sequences > self.capacity:
             raise InvalidRequest(
                 f"This request asks for {num_sequences} sequences (prompts x n or best_of); "
@@ -163,6 +201,18 @@ class Admission:
             raise EngineDead(f"The engine of model `{self._model.name}` has stopped.", retry_after=RETRY_LOADING) from error
         self._unused -= 1
         return stream
+
+    def submit_inputs(self, inputs: Sequence[PoolingInput]) -> PoolingJob:
+        """Queue a job for vectors; all of its inputs together take one slot."""
+        loaded = self._model.encoder
+        if self._unused < 1:
+            raise RuntimeError("more jobs submitted than admitted")
+        try:
+            job = loaded.engine.submit(inputs, self._return_one)
+        except EngineDeadError as error:
+            raise EngineDead(f"The engine of model `{self._model.name}` has stopped.", retry_after=RETRY_LOADING) from error
+        self._unused -= 1
+        return job
 
     def close(self) -> None:
         self._model.num_admitted -= self._unused

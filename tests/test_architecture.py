@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
 # Of the engine and the text layer, the API may know only what has no torch behind it.
 API_MAY_KNOW = {
     "app.engine.defaults",
+    "app.engine.pooling_job",
     "app.engine.sequence",
     "app.engine.stream",
     "app.text.deltas",

@@ -11,7 +11,7 @@ from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import chat, completions, models, status, tokenize
+from app.api import chat, completions, embeddings, models, status, tokenize
 from app.api.auth import BearerTokens
 from app.api.context import Context
 from app.api.middleware import RequestMiddleware
@@ -40,6 +40,8 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
             models.list_models,
             models.get_model,
             models.list_engines,
+            embeddings.create_embeddings,
+            embeddings.create_engine_embeddings,
             tokenize.tokenize,
             tokenize.detokenize,
             tokenize.tokenizer_info,

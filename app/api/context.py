@@ -4,12 +4,16 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
 from app.api.request_state import RequestState
 from app.config import Config
 from app.errors import Draining, EngineDead, InvalidRequest, ModelLoading, QueueFull
 from app.metrics import Metrics
 from app.registry import Admission, Registry, ServedModel
+
+# What both kinds of models do.
+_OF_ANY_KIND = frozenset({"tokenize", "detokenize"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,24 @@ class Context:
         The generation is closed when the request is over, whatever happens in between.
         """
         model = self.registry.get(name)
+        if operation not in _OF_ANY_KIND:
+            model.check_kind(embeddings=False)
         state = RequestState.of(scope)
         admission = self._admit(model, num_sequences)
         generation = Generation(model, admission, self.metrics, operation, request_id=state.request_id, salt=state.salt)
         state.generation = generation
         self.registry.num_open_requests += 1
         return generation
+
+    def begin_embeddings(self, scope: Any, name: str) -> EmbeddingWork:
+        """Admit a request for vectors, which takes one slot however many inputs it has; raise and count as `begin` does."""
+        model = self.registry.get(name)
+        model.check_kind(embeddings=True)
+        state = RequestState.of(scope)
+        work = EmbeddingWork(model, self._admit(model, 1), self.metrics, request_id=state.request_id)
+        state.generation = work
+        self.registry.num_open_requests += 1
+        return work
 
     def end(self, state: RequestState) -> None:
         """Close what `begin` has begun; the outermost middleware calls it at the end of every request."""

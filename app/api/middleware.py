@@ -13,6 +13,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
 from app.api.context import Context
+from app.api.embed import EmbeddingWork
+from app.api.generate import Generation
 from app.api.request_state import RequestState
 from app.engine.sequence import FinishReason
 from app.errors import RequestError
@@ -75,7 +77,16 @@ class RequestMiddleware:
             "duration_ms": round(1000 * seconds, 1),
         }
         generation = state.generation
-        if generation is not None and generation.candidates:
+        if isinstance(generation, EmbeddingWork) and generation.job is not None:
+            fields |= {
+                "model": generation.model.name,
+                "prompt_tokens": generation.job.num_tokens,
+                "inputs": len(generation.job.inputs),
+                "finish_reason": str(generation.finish_reason or FinishReason.ABORT),
+            }
+            if generation.finish_reason is None:
+                metrics.disconnects.labels(generation.model.name).inc()
+        elif isinstance(generation, Generation) and generation.candidates:
             usage = generation.usage()
             first = generation.time_to_first_token
             fields |= {

@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import get
+from msgspec import UNSET
 
 from app.api.context import Context
 from app.api.openapi import documented
@@ -28,7 +29,7 @@ async def list_engines(context: Context) -> Any:
 
 
 def _model_object(model: ServedModel) -> ModelObject:
-    loaded = model.loaded_or_none
+    loaded, encoder = model.loaded_or_none, model.encoder_or_none
     return ModelObject(
         id=model.name,
         created=model.created,
@@ -36,4 +37,6 @@ def _model_object(model: ServedModel) -> ModelObject:
         type=str(model.settings.type),
         runner=None if loaded is None else loaded.runner,
         context_length=None if loaded is None else loaded.context_length,
+        embedding_dimensions=UNSET if encoder is None else encoder.num_dimensions,
+        pooling=UNSET if encoder is None else "+".join(encoder.files.pooling),
     )

@@ -18,6 +18,7 @@ from litestar.static_files import create_static_files_router
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
 from app.api.schemas.completions import Completion, CompletionRequest
+from app.api.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from app.api.schemas.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -37,6 +38,8 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     CompletionRequest,
     DetokenizeRequest,
     DetokenizeResponse,
+    EmbeddingList,
+    EmbeddingRequest,
     EngineList,
     ErrorResponse,
     Load,

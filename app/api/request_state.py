@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -19,7 +20,7 @@ class RequestState:
     start: float = field(default_factory=time.monotonic)
     route: str = "other"
     salt: str = ""
-    generation: Generation | None = None
+    generation: Generation | EmbeddingWork | None = None
 
     @classmethod
     def of(cls, scope: Any) -> "RequestState":

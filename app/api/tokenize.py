@@ -44,7 +44,7 @@ async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     context.begin(request.scope, model.name, 1, "tokenize")
 
     def work() -> TokenizeResponse:
-        loaded = model.loaded
+        loaded = model.any_loaded
         tokenizer = loaded.tokenizer
         if body.prompt is None:
             ids = preview(tokenizer, loaded.chat, messages, tools, options)
@@ -73,7 +73,7 @@ async def detokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     context.begin(request.scope, model.name, 1, "detokenize")
 
     def work() -> DetokenizeResponse:
-        loaded = model.loaded
+        loaded = model.any_loaded
         for index, token_id in enumerate(body.tokens):
             check_token_id(token_id, loaded.vocab_size, f"tokens.[{index}]")
         return DetokenizeResponse(prompt=loaded.tokenizer.decode(body.tokens, skip_special_tokens=False), model=model.name)
@@ -88,5 +88,5 @@ async def tokenizer_info(context: Context, model: str | None = None) -> Any:
 
 
 def _info(model: ServedModel) -> TokenizerInfo:
-    loaded = model.loaded
+    loaded = model.any_loaded
     return TokenizerInfo(**loaded.tokenizer.describe(), model_max_length=loaded.context_length, model=model.name)

@@ -8,7 +8,15 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from app.config import ModelSettings, ModelType
@@ -46,12 +54,12 @@ _CONTEXT_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len"
 
 def load(name: str, source: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> LoadedModel:
     """Load `source` (a path or hub id) for the served name; raise ConfigError naming the place under `path`."""
-    device = _device(settings, path)
+    device = choose_device(settings, path)
     limit_threads()
     start = time.monotonic()
     transformers_logging.set_verbosity_error()
     with ProgressHook(name, on_progress):
-        model = _from_pretrained(source, settings, path, device)
+        model = from_pretrained(source, settings, path, device)
     model.eval()
     embeddings: Any = model.get_input_embeddings()
     generation_config = merged_generation_config(model, settings.generate_config, f"{path}.GENERATE_CONFIG")
@@ -141,7 +149,7 @@ def _runner(
     return runner, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
 
 
-def _device(settings: ModelSettings, path: str) -> str | None:
+def choose_device(settings: ModelSettings, path: str) -> str | None:
     """Return the device to move the model to; None leaves placement to accelerate's device_map."""
     wanted = settings.model_device
     if wanted is None:
@@ -166,11 +174,15 @@ def _device(settings: ModelSettings, path: str) -> str | None:
     return wanted
 
 
-def _from_pretrained(source: str, settings: ModelSettings, path: str, device: str | None) -> PreTrainedModel:
-    auto_class = AutoModelForSeq2SeqLM if settings.type is ModelType.SEQ2SEQ else AutoModelForCausalLM
+def from_pretrained(
+    source: str, settings: ModelSettings, path: str, device: str | None, *, subfolder: str = ""
+) -> PreTrainedModel:
+    """Return the model on its device; raise ConfigError, worded for who wrote the configuration."""
     arguments = _model_arguments(settings.model_config)
+    if subfolder:
+        arguments["subfolder"] = subfolder
     try:
-        model: Any = auto_class.from_pretrained(source, **arguments)
+        model: Any = _auto_class(source, settings, arguments).from_pretrained(source, **arguments)
         _check_type(model, settings, path)
         placed: PreTrainedModel = model if device is None else model.to(device)
         return placed
@@ -184,6 +196,17 @@ def _from_pretrained(source: str, settings: ModelSettings, path: str, device: st
         ) from error
     except Exception as error:  # whatever the libraries underneath raise for a broken checkpoint
         raise _load_error(source, settings, path, error) from error
+
+
+def _auto_class(source: str, settings: ModelSettings, arguments: Mapping[str, Any]) -> Any:
+    if settings.type is ModelType.SEQ2SEQ:
+        return AutoModelForSeq2SeqLM
+    if settings.type is ModelType.CAUSAL_LM:
+        return AutoModelForCausalLM
+    names = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder", "code_revision")
+    config = AutoConfig.from_pretrained(source, **{name: arguments[name] for name in names if name in arguments})
+    # Of an encoder-decoder model, the encoder alone.
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
 
 
 def _model_arguments(model_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,6 +223,8 @@ def _model_arguments(model_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_type(model: PreTrainedModel, settings: ModelSettings, path: str) -> None:
+    if settings.type is ModelType.EMBEDDING:
+        return
     if model.config.is_encoder_decoder != (settings.type is ModelType.SEQ2SEQ):
         right = ModelType.SEQ2SEQ if model.config.is_encoder_decoder else ModelType.CAUSAL_LM
         raise ConfigError(f"{path}.TYPE", f'"{settings.type}" for a {model.config.model_type} model', f'"{right}"')
@@ -208,6 +233,8 @@ def _check_type(model: PreTrainedModel, settings: ModelSettings, path: str) -> N
 def _load_error(source: str, settings: ModelSettings, path: str, error: Exception) -> ConfigError:
     text = " ".join(str(error).split())
     short = text if len(text) <= 300 else text[:300] + "..."
+    if "Unrecognized configuration class" in text and settings.type is ModelType.EMBEDDING:
+        return ConfigError(f"{path}.TYPE", f'"{settings.type}" for "{settings.name}", which has no encoder', "another TYPE")
     if "Unrecognized configuration class" in text:
         kind = "encoder-decoder" if settings.type is ModelType.SEQ2SEQ else "decoder-only"
         return ConfigError(
@@ -231,10 +258,17 @@ def _load_error(source: str, settings: ModelSettings, path: str, error: Exceptio
 
 
 def _context_length(model: PreTrainedModel, wanted: int | None, path: str) -> int:
-    text_config = model.config.get_text_config(decoder=True)
-    if hasattr(text_config, "relative_attention_num_buckets"):
-        return wanted or FALLBACK_CONTEXT_LENGTH  # T5's n_positions is how long its training texts were, no limit
-    own = next((value for name in _CONTEXT_LENGTH_NAMES if isinstance(value := getattr(text_config, name, None), int)), None)
+    own = position_limit(model)
     if wanted is not None and own is not None and wanted > own:
         raise ConfigError(f"{path}.MAX_MODEL_LEN", str(wanted), f"at most {own}, the model's own limit")
     return wanted or own or FALLBACK_CONTEXT_LENGTH
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Return how many positions the model has, None if its configuration sets no limit."""
+    text_config = model.config.get_text_config(decoder=True)
+    # MPNet has such buckets too, besides embeddings of absolute positions; T5's n_positions only tells of its training.
+    if hasattr(text_config, "relative_attention_num_buckets") and not hasattr(text_config, "max_position_embeddings"):
+        return None
+    values = (getattr(text_config, name, None) for name in _CONTEXT_LENGTH_NAMES)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

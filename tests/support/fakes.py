@@ -1,5 +1,6 @@
 """A deterministic runner that fails on demand, and a loader that serves it."""
 
+import struct
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -10,12 +11,16 @@ import torch
 from app.config import ModelSettings, ModelType
 from app.engine.defaults import GenerationDefaults
 from app.engine.engine import EngineThread
+from app.engine.pooling import PoolingThread
+from app.engine.pooling_job import PoolingInput
 from app.engine.runner import ForwardOutput
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
+from app.engine.sentence_files import SentenceFiles
 from app.engine.sequence import Sequence
-from app.loading import Loaded
+from app.loading import Loaded, LoadedEmbedder
 from app.text.chat import ChatTemplate
+from app.text.sentences import SentenceEncoder
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer
 
@@ -131,4 +136,68 @@ class FakeLoader:
             runner=self.runner.name,
             device="cpu",
             dtype="float32",
+        )
+
+
+def vector_of(one: PoolingInput) -> bytes:
+    """Three numbers that tell inputs apart: length, first id, and where the model's prompt ends."""
+    numbers = (len(one.ids), one.ids[0], one.num_prompt_tokens + 0.1)[: one.dimensions]
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+@dataclass
+class FakePoolingRunner:
+    """Gives `vector_of` every input; `raises`, `nan_for` and `gate` are those of FakeRunner."""
+
+    raises: Callable[[PoolingInput], Exception | None] = lambda one: None
+    nan_for: Callable[[PoolingInput], bool] = lambda one: False
+    gate: threading.Event | None = None
+    can_pad: bool = True
+    name: str = "fake"
+    num_calls: int = 0
+    batches: list[list[PoolingInput]] = field(default_factory=list)
+
+    def forward(self, batch: SequenceOf[PoolingInput]) -> list[bytes | None]:
+        self.num_calls += 1
+        self.batches.append(list(batch))
+        if self.gate is not None:
+            self.gate.wait(timeout=30)
+        for one in batch:
+            error = self.raises(one)
+            if error is not None:
+                raise error
+        return [None if self.nan_for(one) else vector_of(one) for one in batch]
+
+
+@dataclass
+class FakeEmbeddingLoader:
+    """Serves `runner` under every name, as an embedding model with three dimensions."""
+
+    runner: FakePoolingRunner = field(default_factory=FakePoolingRunner)
+    gate: threading.Event | None = None
+    context_length: int = 64
+    files: SentenceFiles = field(default_factory=lambda: SentenceFiles(dimensions=3))
+    append_eos: bool = False
+
+    def __call__(self, name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> LoadedEmbedder:
+        if self.gate is not None:
+            self.gate.wait(timeout=30)
+        tokenizer = Tokenizer(byte_tokenizer(append_eos=self.append_eos))
+        return LoadedEmbedder(
+            engine=PoolingThread(self.runner, max_num_seqs=settings.max_num_seqs),
+            tokenizer=tokenizer,
+            chat=ChatTemplate(tokenizer),
+            sentences=SentenceEncoder(
+                tokenizer=tokenizer,
+                do_lower_case=self.files.do_lower_case,
+                prompts=self.files.prompts,
+                default_prompt_name=self.files.default_prompt_name,
+            ),
+            context_length=self.context_length,
+            vocab_size=VOCAB_SIZE,
+            runner=self.runner.name,
+            device="cpu",
+            dtype="float32",
+            num_dimensions=3,
+            files=self.files,
         )

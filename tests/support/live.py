@@ -78,7 +78,7 @@ class LiveServer:
 
     @property
     def snapshot(self) -> EngineSnapshot:
-        return self.model.loaded.engine.snapshot()
+        return self.model.any_loaded.engine.snapshot()
 
     def _run(self) -> None:
         # The loop that the server has in production too.

@@ -143,6 +143,26 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def tiny_encoder(kind: str, seed: int = 0) -> PreTrainedModel:
+    """Return a two-layer encoder that makes no text: "bert" or "roberta"."""
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "hidden_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512,
+    }  # fmt: skip
+    t = transformers
+    makers: dict[str, Any] = {
+        "bert": lambda: t.BertModel(t.BertConfig(**config)),
+        "roberta": lambda: t.RobertaModel(t.RobertaConfig(**config)),
+    }
+    model: PreTrainedModel = makers[kind]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model.eval()
+
+
 def save_tiny(kind: str, directory: Path, *, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     """Write a tiny model with its tokenizer, as a hub checkout would lie on disk."""
     model = tiny_model(kind, seed)

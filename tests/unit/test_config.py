@@ -159,8 +159,14 @@ BROKEN: list[tuple[Any, str, str]] = [
     (named("a b"), 'MODELS["a b"]: ', "expected a served name"),
     (named("a\x1bb"), r'MODELS["a\u001bb"]: ', "expected a served name"),
     (named("a" * 201), 'MODELS["aaa', "expected a served name"),
-    (with_model(TYPE="Causal"), "MODELS.gpt2.TYPE: ", 'found "Causal"; expected "CausalLM" or "Seq2Seq"'),
+    (with_model(TYPE="Causal"), "MODELS.gpt2.TYPE: ", 'found "Causal"; expected "CausalLM", "Seq2Seq" or "Embedding"'),
     (with_model(TYPE="x" * 500), "MODELS.gpt2.TYPE: ", 'xxx..."; expected'),
+    (
+        with_model(TYPE="Embedding", GENERATE_CONFIG={"top_k": 5}),
+        "MODELS.gpt2.GENERATE_CONFIG: ",
+        "a model of TYPE Embedding generates nothing",
+    ),
+    (with_model(TYPE="Embedding", KV_CACHE_MEMORY_FRACTION=0.5), "MODELS.gpt2.KV_CACHE_MEMORY_FRACTION: ", "found 0.5"),
     ({"MODELS": {"a.b": {"NAME": "x", "TYPE": 1}}}, 'MODELS["a.b"].TYPE: ', "found 1"),
     ({"MODELS": {"gpt2": {"TYPE": "CausalLM"}}}, "MODELS.gpt2.NAME: ", "found nothing"),
     ({"MODELS": {"gpt2": {"NAME": "x"}}}, "MODELS.gpt2.TYPE: ", "found nothing"),
@@ -331,7 +337,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 def test_error_has_place_found_and_expected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, with_model(TYPE="Causal"))
-    assert str(caught.value) == 'MODELS.gpt2.TYPE: found "Causal"; expected "CausalLM" or "Seq2Seq"'
+    assert str(caught.value) == 'MODELS.gpt2.TYPE: found "Causal"; expected "CausalLM", "Seq2Seq" or "Embedding"'
     assert caught.value.path == "MODELS.gpt2.TYPE"
 
 

@@ -141,6 +141,8 @@ class ModelObject(msgspec.Struct, kw_only=True):
     type: str
     runner: str | None = None
     context_length: int | None = None
+    embedding_dimensions: int | UnsetType = UNSET
+    pooling: str | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct):
