@@ -38,7 +38,6 @@ API_MAY_KNOW = {
     "app.text.deltas",
     "app.text.detokenizer",
     "app.text.output",
-    "app.text.preview",
 }
 FOREIGN = {
     "torch": {"engine", "demo"},

@@ -12,6 +12,7 @@ from app.api.context import Context
 from app.api.openapi import documented
 from app.api.requests import read_body, unless_disconnected
 from app.api.schemas.common import check_token_id
+from app.api.schemas.messages import template_messages
 from app.api.schemas.tokenize import (
     REFUSED,
     DetokenizeRequest,
@@ -21,7 +22,6 @@ from app.api.schemas.tokenize import (
     TokenizerInfo,
 )
 from app.registry import ServedModel
-from app.text.preview import PreviewOptions, preview
 
 
 @post(
@@ -32,14 +32,10 @@ from app.text.preview import PreviewOptions, preview
 async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, TokenizeRequest, REFUSED)
     body.check()
-    messages = [message.for_template(index) for index, message in enumerate(body.messages or ())]
-    tools = [tool.for_template(index) for index, tool in enumerate(body.tools or ())] or None
+    messages = template_messages(body.messages or ())
+    tools = [tool.function.for_template(f"tools.[{index}].function") for index, tool in enumerate(body.tools or ())]
     continues = bool(body.continue_final_message)
-    options = PreviewOptions(
-        add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
-        continue_final_message=continues,
-        variables=body.chat_template_kwargs or {},
-    )
+    prompts = not continues if body.add_generation_prompt is None else body.add_generation_prompt
     model = context.registry.get_or_first(body.model)
     context.begin(request.scope, model.name, 1, "tokenize")
 
@@ -47,7 +43,10 @@ async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
         loaded = model.any_loaded
         tokenizer = loaded.tokenizer
         if body.prompt is None:
-            ids = preview(tokenizer, loaded.chat, messages, tools, options)
+            variables = loaded.chat.checked_variables(body.chat_template_kwargs or {})
+            ids, _ = loaded.chat.render(
+                messages, tools, variables=variables, add_generation_prompt=prompts, continue_final_message=continues
+            )
         else:
             ids = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
         return TokenizeResponse(

@@ -144,6 +144,17 @@ class ChatTemplate:
             text = reasoning.open if opened or text.rstrip().endswith(reasoning.open.rstrip()) else ""
         return prompt_ids, text
 
+    def checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a request tells the template; raise UnsupportedParameter for what it would ignore."""
+        for name in variables:
+            if name not in self.variables:
+                known = ", ".join(sorted(self.variables)) or "nothing"
+                raise UnsupportedParameter(
+                    f"`chat_template_kwargs`: this model's chat template does not read {name[:100]!r}; it reads {known[:500]}.",
+                    param=f"chat_template_kwargs.{name[:100]}",
+                )
+        return dict(variables)
+
     def effort_variables(self, effort: str) -> dict[str, object]:
         """Return the template's variables for a `reasoning_effort`; raise UnsupportedParameter where it has none for it."""
         return effort_variables(effort, self.variables, self._source, reasons=self.reasons)

@@ -149,7 +149,7 @@ class TestErrors:
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("nope")
         with pytest.raises(openai.NotFoundError) as info:
-            client.embeddings.create(model=MODEL, input="hello")
+            client.moderations.create(model=MODEL, input="hello")
         assert info.value.type == "invalid_request_error"
 
     def test_rate_limit(self, serve: Serve, connect: Connect) -> None:

@@ -114,14 +114,7 @@ class ChatRequest(SamplingFields, kw_only=True):
 
     def template_variables(self, chat: "ChatTemplate") -> dict[str, Any]:
         """Return what the template is told besides messages and tools; raise UnsupportedParameter for what it does not read."""
-        given = self.chat_template_kwargs or {}
-        for name in given:
-            if name not in chat.variables:
-                known = ", ".join(sorted(chat.variables)) or "nothing"
-                raise UnsupportedParameter(
-                    f"`chat_template_kwargs`: this model's chat template does not read {name[:100]!r}; it reads {known[:500]}.",
-                    param=f"chat_template_kwargs.{name[:100]}",
-                )
+        given = chat.checked_variables(self.chat_template_kwargs or {})
         if self.reasoning_effort is None:
             return given
         variables = chat.effort_variables(self.reasoning_effort)

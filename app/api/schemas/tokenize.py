@@ -9,8 +9,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.api.schemas.chat import MAX_MESSAGES, MAX_TOOLS, Message, Tool
+from app.api.schemas.chat import MAX_MESSAGES
 from app.api.schemas.common import TokenCount
+from app.api.schemas.messages import Message
+from app.api.schemas.tools import MAX_TOOLS, Tool
 from app.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CHARACTERS = 1_000_000
