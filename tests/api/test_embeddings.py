@@ -8,6 +8,8 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,12 +19,13 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 from app.api.schemas.embeddings import MAX_TOTAL_TOKENS
-from app.config import ModelType
+from app.config import ModelSettings, ModelType
 from app.engine.sentence_files import SentenceFiles
+from app.loading import load_model
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeEmbeddingLoader, FakePoolingRunner, ids_of
 from tests.support.live import MODEL, LiveServer, assert_error, eventually, live_server
-from tests.support.tiny import EOS, VOCAB_SIZE
+from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer, tiny_encoder
 
 PROMPTS = SentenceFiles(dimensions=3, prompts={"query": "Q: ", "passage": "P: "}, default_prompt_name="passage")
 
@@ -282,6 +285,47 @@ def test_numbers_of_a_scrape(server: LiveServer) -> None:
         assert f'{name}{{model="{MODEL}"}}' in metrics
     assert f'tfoai_request_duration_seconds_count{{model="{MODEL}",operation="embeddings"}}' in metrics
     assert server.http.get("/v1/metrics").json()["model_metrics"][MODEL]["total_completion_tokens"] == 0
+
+
+@dataclass
+class RealLoader:
+    """Loads a model from disk, as the server does."""
+
+    source: Path
+    gate: None = None
+    runner: FakePoolingRunner = field(default_factory=FakePoolingRunner)
+
+    def __call__(self, name: str, settings: ModelSettings, path: str, on_progress: Any) -> Any:
+        settings = ModelSettings(name=str(self.source), type=ModelType.EMBEDDING, model_device="cpu")
+        return load_model(name, settings, path, on_progress)
+
+
+def test_a_real_model(tmp_path: Path) -> None:
+    tiny_encoder("bert").save_pretrained(tmp_path)
+    byte_tokenizer(append_eos=True).save_pretrained(tmp_path)
+    loader: Any = RealLoader(tmp_path)
+    with live_server(loader, type=ModelType.EMBEDDING) as server, client(server) as openai:
+        texts = ["a", "Grüße", "x" * 100]
+        together = openai.embeddings.create(model=MODEL, input=texts)
+        assert openai.models.retrieve(MODEL).model_extra["runner"] == "encoder"
+        for text, item in zip(texts, together.data, strict=True):
+            alone = openai.embeddings.create(model=MODEL, input=text, encoding_format="float").data[0].embedding
+            assert alone == pytest.approx(item.embedding, abs=1e-5)
+            assert sum(number**2 for number in alone) == pytest.approx(1, abs=1e-5)
+            tokens = server.http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+            assert openai.embeddings.create(model=MODEL, input=tokens).data[0].embedding == pytest.approx(alone, abs=1e-5)
+        shorter = openai.embeddings.create(model=MODEL, input="a", dimensions=8).data[0].embedding
+        assert sum(number**2 for number in shorter) == pytest.approx(1, abs=1e-5)
+        assert shorter[0] / shorter[1] == pytest.approx(together.data[0].embedding[0] / together.data[0].embedding[1], rel=1e-3)
+        assert_error(embed(server, "x" * 512), 400, code="context_length_exceeded")
+        assert together.usage.prompt_tokens == sum(len(text.encode()) + 1 for text in texts)
+
+
+@pytest.mark.parametrize("raw", [r'"\ud800"', r'["a\udfff", "b"]', "[1e30]", "[" + "9" * 30 + "]", "[[3.5]]", "[true]"])
+def test_odd_values(server: LiveServer, raw: str) -> None:
+    content = f'{{"model": "{MODEL}", "input": {raw}}}'.encode()
+    response = server.http.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
+    assert_error(response, 400, type="invalid_request_error")
 
 
 ITEMS = st.one_of(st.text(max_size=5), st.integers(-2, 300), st.lists(st.integers(-1, 260), max_size=4), st.none(), st.floats())
