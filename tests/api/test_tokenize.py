@@ -2,17 +2,20 @@
 
 import concurrent.futures
 import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import jinja2
 import pytest
 
+from app.text.chat import ChatTemplate
+from app.text.tokenizer import Tokenizer
 from app.versions import package_version
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeLoader, FakeRunner, ids_of
 from tests.support.live import MODEL, LiveServer, assert_error, eventually
-from tests.support.tiny import BOS, CHAT_TEMPLATE, EOS, VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import BOS, CHAT_TEMPLATE, EOS, RESPONSE_TEMPLATE, VOCAB_SIZE, byte_tokenizer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
@@ -97,7 +100,6 @@ def test_without_generation_prompt_and_with_an_open_end(counting: LiveServer) ->
     assert text(messages=MESSAGES, add_generation_prompt=False) == "<s>user: hi\n"
     begun = [*MESSAGES, {"role": "assistant", "content": "Well"}]
     assert text(messages=begun, continue_final_message=True) == "<s>user: hi\n<s>assistant: Well"
-    assert "tools: " in text(messages=MESSAGES, tools=TOOLS, add_generation_prompt=False)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +175,25 @@ def test_a_full_server_refuses(serve: Serve) -> None:
 
 def test_version(counting: LiveServer) -> None:
     assert counting.http.get("/version").json() == {"version": package_version("tfoai")}
+
+
+def test_tools_and_the_templates_own_variables(serve: Serve) -> None:
+    class Loader(FakeLoader):
+        def __call__(self, *args: Any) -> Any:
+            loaded = super().__call__(*args)
+            hf = byte_tokenizer()
+            hf.chat_template = CHAT_TEMPLATE + "{% if enable_thinking %}thinking{% endif %}"
+            hf.response_template = RESPONSE_TEMPLATE
+            tokenizer = Tokenizer(hf)
+            return replace(loaded, tokenizer=tokenizer, chat=ChatTemplate(tokenizer))
+
+    server = serve(Loader())
+
+    def text(**body: Any) -> str:
+        tokens = tokenize(server, messages=MESSAGES, **body).json()["tokens"]
+        return str(server.http.post("/detokenize", json={"tokens": tokens}).json()["prompt"])
+
+    assert text(tools=TOOLS, add_generation_prompt=False).startswith("<s>user: hi\ntools: [{")
+    assert text(chat_template_kwargs={"enable_thinking": True}) == "<s>user: hi\n<s>assistant: thinking"
+    count = len(tokenize(server, messages=MESSAGES, tools=TOOLS).json()["tokens"])
+    assert count == server.chat(MESSAGES, tools=TOOLS, max_tokens=1).json()["usage"]["prompt_tokens"]
