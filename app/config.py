@@ -38,6 +38,7 @@ from app.config_keys import (
     number,
     whole,
 )
+from app.config_process import ProcessSettings
 from app.errors import ConfigError
 from app.strict_json import CUT, at_key, check_tree, kind_of, parse_json, read_text, show
 
@@ -147,8 +148,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = False
 
 
-class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="upper"):
-    """The whole file."""
+class Config(ProcessSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="upper"):
+    """The whole file; the keys about the process alone are in app/config_process.py."""
 
     host: Annotated[
         str,
@@ -189,20 +190,27 @@ def load_config(path: Path | str) -> Config:
     if not isinstance(root, dict):
         raise ConfigError("", show(root), "a JSON object")
     # Unknown keys first: then the only place where tokens can be is known, and no message quotes what is there.
-    _refuse_unknown(root, ("$schema", *(f.encode_name for f in msgspec.structs.fields(Config))), "")
+    _refuse_unknown(root, ("$schema", *(f.encode_name for f in fields_of(Config))), "")
     check_tree(root)
     _value(root.pop("$schema", ""), Annotated[str, doc("", "the address of a JSON Schema")], "$schema")
     config = Config(**_struct_values(Config, root, ""))
     if not config.enabled_models:
         raise ConfigError("MODELS", "no enabled model", "at least one model without ENABLED false")
+    if config.metrics_port and config.metrics_port == config.port:
+        raise ConfigError("METRICS_PORT", f"{config.metrics_port}, which is PORT too", "another port, or null to share PORT")
     return config
+
+
+def fields_of(cls: type[Struct]) -> list[msgspec.structs.FieldInfo]:
+    """Return the fields of a struct, its own before those of its base: the order in which people are told of them."""
+    return sorted(msgspec.structs.fields(cls), key=lambda info: info.name not in cls.__annotations__)
 
 
 def _struct_values(cls: type[Struct], raw: Any, place: str) -> dict[str, Any]:
     """Return the checked values of the keys that `raw` has, by attribute name."""
     if not isinstance(raw, dict):
         raise ConfigError(place, show(raw), "an object")
-    fields = {f.encode_name: f for f in msgspec.structs.fields(cls)}
+    fields = {f.encode_name: f for f in fields_of(cls)}
     _refuse_unknown(raw, fields, place)
     values: dict[str, Any] = {}
     for key, info in fields.items():

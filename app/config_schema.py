@@ -1,8 +1,8 @@
 """Owns what is made from app/config.py: the JSON Schema of config.json and the README's table. Reads no file.
 
 `python -m app.config_schema > docs/config.schema.json` writes the schema that is in the repository. The schema accepts
-what `load_config` accepts, but for what JSON Schema can not say: `dtype` and `torch_dtype`, or `max_tokens` and
-`max_length`, that contradict each other.
+what `load_config` accepts, but for what JSON Schema can not say: METRICS_PORT that equals PORT, and `dtype` and
+`torch_dtype`, or `max_tokens` and `max_length`, that contradict each other.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app import config_keys
-from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings
+from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings, fields_of
 
 Schema = dict[str, Any]
 
@@ -72,7 +72,7 @@ def _schema(type_: Any) -> Schema:
 
 
 def config_table() -> list[Row]:
-    """Return every key in the order of the file: those of the top level, then those of one model."""
+    """Return every key: those of the top level, then those of one model."""
     return [
         *_rows(Config, ""),
         *_rows(ModelSettings, "MODELS.<name>."),
@@ -82,7 +82,7 @@ def config_table() -> list[Row]:
 
 def _rows(cls: type[msgspec.Struct], place: str) -> list[Row]:
     rows = []
-    for info in msgspec.structs.fields(cls):
+    for info in fields_of(cls):
         # A `default_factory` here is always that of an empty object.
         value = {} if info.default is msgspec.NODEFAULT else info.default
         # The keys of DECODE_CONFIG have rows of their own.

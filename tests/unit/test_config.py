@@ -154,6 +154,11 @@ BROKEN: list[tuple[Any, str, str]] = [
     (with_top(BEARER_TOKENS=[SECRET + "é"]), "BEARER_TOKENS[0]: ", "found a character that is not printable ASCII"),
     (with_top(BEARER_TOKENS=[[SECRET]]), "BEARER_TOKENS[0]: ", "found a list"),
     (with_top(BEARER_TOKENS=[None]), "BEARER_TOKENS[0]: ", "found null"),
+    (with_top(BEARER_TOKENS_DIR=""), "BEARER_TOKENS_DIR: ", "expected the path of a directory or null"),
+    (with_top(METRICS_PORT=70000), "METRICS_PORT: ", "expected a whole number from 0 to 65535, or null"),
+    (with_top(METRICS_ALIASES="tgi"), "METRICS_ALIASES: ", 'expected "vllm" or null'),
+    (with_top(MODEL_RELOAD="never"), "MODEL_RELOAD: ", 'expected "swap", "replace" or "restart"'),
+    (with_top(WRITE_TIMEOUT=0), "WRITE_TIMEOUT: ", "expected a number from 0.1 to 3600"),
     (with_top(BEARER_TOKENS=[7]), "BEARER_TOKENS[0]: ", "found a number"),
     (named(""), 'MODELS[""]: ', "expected a served name of 1 to 200 characters"),
     (named("a b"), 'MODELS["a b"]: ', "expected a served name"),
@@ -248,6 +253,7 @@ BROKEN: list[tuple[Any, str, str]] = [
 
 # Broken in a way that JSON Schema can not say.
 BROKEN_BEYOND_SCHEMA: list[tuple[Any, str, str]] = [
+    (with_top(METRICS_PORT=5000), "METRICS_PORT: ", "found 5000, which is PORT too"),
     (
         with_model(MODEL_CONFIG={"dtype": "float16", "torch_dtype": "bfloat16"}),
         "MODELS.gpt2.MODEL_CONFIG.torch_dtype: ",
@@ -266,6 +272,9 @@ GOOD: list[Any] = [
     with_top(**{"$schema": "docs/config.schema.json"}),
     with_top(HOST="::", PORT=0, MAX_QUEUE=1, MAX_BODY_BYTES=1024, DRAIN_TIMEOUT=0.5),
     with_top(BEARER_TOKENS=None),
+    with_top(METRICS_PORT=None, METRICS_ALIASES=None, BEARER_TOKENS_DIR=None),
+    with_top(METRICS_PORT=9090, METRICS_ALIASES="vllm", BEARER_TOKENS_DIR="/etc/tfoai/tokens", MODEL_RELOAD="replace"),
+    with_top(PORT=0, METRICS_PORT=0, RELOAD_INTERVAL=0, DRAIN_DELAY=0, STALL_TIMEOUT=0, HEADER_TIMEOUT=0.1, WRITE_TIMEOUT=5),
     with_top(BEARER_TOKENS=[SECRET, "!~"]),
     *(with_top(METRICS=value) for value in (True, False, 1, 0)),
     named("org/model:v1.5"),
