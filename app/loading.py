@@ -3,9 +3,11 @@
 torch and transformers are imported when a model is loaded, not before, so that the server can listen first.
 """
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -43,6 +45,53 @@ class LoadedEmbedder(LoadedEncoder):
 # shorter than the one between two steps. libgomp's own 3 ms take a processor from whoever has work, the threads it waits for
 # among them: beside other processes, steps become many times longer.
 _SPIN_COUNT = 20_000
+
+
+def check_room(models: Iterable[ModelSettings]) -> None:
+    """Raise ConfigError if the weights of these models, as they lie on disk, are more than their device has free.
+
+    A container would be killed for it, without an exception. Nothing is known, and so nothing refused, of models that are not
+    on disk yet and of those that accelerate places.
+    """
+    needed: dict[str, int] = {}
+    for settings in models:
+        if settings.model_device is not None:
+            needed[settings.model_device] = needed.get(settings.model_device, 0) + _bytes_on_disk(settings)
+    if not any(needed.values()):
+        return
+    from app.engine.memory import free_on
+
+    for device, wanted in needed.items():
+        free = free_on(device)
+        if free is not None and wanted > free:
+            raise ConfigError(
+                "MODELS",
+                f"{wanted / 1e9:.1f} GB of weights to load and {free / 1e9:.1f} GB of free memory on {device}",
+                "room for new models beside those that serve",
+            )
+
+
+def _bytes_on_disk(settings: ModelSettings) -> int:
+    directory = DEMO_MODELS.get(settings.name, Path(settings.name))
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            directory = Path(
+                snapshot_download(settings.name, revision=settings.model_config.get("revision"), local_files_only=True)
+            )
+        except Exception:  # not a hub id, or not in the cache: loading will say which
+            return 0
+    sizes = {suffix: sum(path.stat().st_size for path in directory.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin")}
+    return sizes[".safetensors"] or sizes[".bin"]
+
+
+def free_memory() -> None:
+    """Give back what unloaded models have left behind."""
+    gc.collect()
+    from app.engine.memory import release_unused
+
+    release_unused()
 
 
 class Loader(Protocol):

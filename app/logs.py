@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -20,6 +21,14 @@ class _TerminalFormatter(logging.Formatter):
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text
+
+
+def trace_of(error: BaseException) -> str:
+    """Return an exception's type and the lines it came through, without its message: that can quote what a client sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(
+        [type(error).__qualname__, *(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))]
+    )
 
 
 def setup_logging(level: int = logging.INFO) -> None:

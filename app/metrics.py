@@ -1,10 +1,9 @@
-"""Owns every metric, once: names, units, buckets, labels. Knows engines only through the samples it is given.
+"""Owns counting: the metrics of `app.metrics_table` as objects, and the text of a scrape. Knows engines by samples only."""
 
-Names and buckets follow Prometheus' rules and OpenTelemetry's GenAI advice; the label `model` is a served name and so bounded.
-"""
-
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,13 +16,11 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, Sample
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
-_ITL = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
-_DURATION = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
-_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+from app.metrics_table import ALIASES, CONNECTION_REFUSALS, TABLE, Alias, Spec
 
 # A `_created` series beside every counter doubles the scrape and no dashboard reads it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -34,77 +31,123 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """The metrics of one server, in a collector registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, aliases: str | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._aliases = CollectorRegistry()
+        if aliases is not None:
+            self._aliases.register(_AliasCollector(ALIASES[aliases], self.registry))
         self.legacy = LegacyTotals()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"tfoai_{name}", text, labels, registry=self.registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"tfoai_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-        self.build_info = Gauge(
-            "tfoai_build_info",
-            "1, with the versions as labels",
-            ("version", "python", "torch", "transformers"),
-            registry=self.registry,
-        )
-        self.requests = counter("requests", "Sequences that ended, by reason", "model", "operation", "finish_reason")
-        self.rejected = counter("requests_rejected", "Requests refused before the engine saw them", "model", "reason")
-        self.disconnects = counter("client_disconnects", "Requests whose client left before the end", "model")
-        self.auth_failures = counter("auth_failures", "Requests without a valid bearer token", "reason")
-        self.time_to_first_token = histogram(
-            "time_to_first_token_seconds", "From request accepted (before tokenizing) to first token handed out", _TTFT, "model"
-        )
-        self.inter_token_latency = histogram("inter_token_latency_seconds", "Between tokens of one sequence", _ITL, "model")
-        self.time_per_output_token = histogram(
-            "time_per_output_token_seconds", "(last - first token) / (tokens - 1), per sequence", _ITL, "model"
-        )
-        self.request_duration = histogram(
-            "request_duration_seconds", "From request accepted to last byte handed out", _DURATION, "model", "operation"
-        )
-        self.prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens per request", _TOKENS, "model")
-        self.generation_tokens = histogram("request_generation_tokens", "Generation tokens per request", _TOKENS, "model")
-        self.http_requests = counter("http_requests", "HTTP requests", "method", "route", "status")
-        self.http_duration = histogram("http_request_duration_seconds", "HTTP requests", _DURATION, "method", "route")
+        self.build_info = self._gauge("build_info")
+        self.last_reload_successful = self._gauge("config_last_reload_successful")
+        self.last_reload_time = self._gauge("config_last_reload_success_timestamp_seconds")
+        self.reloads = self._counter("config_reloads")
+        self.restart_required = self._gauge("config_restart_required")
+        self.http_connections = self._gauge("http_connections")
+        self.requests = self._counter("requests")
+        self.rejected = self._counter("requests_rejected")
+        self.disconnects = self._counter("client_disconnects")
+        self.auth_failures = self._counter("auth_failures")
+        self.connections_refused = self._counter("connections_refused")
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds")
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds")
+        self.time_per_output_token = self._histogram("time_per_output_token_seconds")
+        self.request_duration = self._histogram("request_duration_seconds")
+        self.queue_time = self._histogram("request_queue_seconds")
+        self.prefill_time = self._histogram("request_prefill_seconds")
+        self.decode_time = self._histogram("request_decode_seconds")
+        self.prompt_tokens = self._histogram("request_prompt_tokens")
+        self.generation_tokens = self._histogram("request_generation_tokens")
+        self.http_requests = self._counter("http_requests")
+        # There from the start, so that a rate is 0 and not absent before the first event.
+        for reason in ("missing", "malformed", "unknown"):
+            self.auth_failures.labels(reason)
+        for reason in CONNECTION_REFUSALS:
+            self.connections_refused.labels(reason)
+        self.http_duration = self._histogram("http_request_duration_seconds")
 
     def collect_from(self, collect: Callable[[], Iterable["ModelSample"]]) -> None:
         """Read the engines' numbers at each scrape, so that the engines do no metrics work."""
         self.registry.register(_ModelCollector(collect))
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + generate_latest(self._aliases)
+
+    def reload_ended(self, source: str, success: bool, now: float) -> None:
+        """Note that a change of `source` ("config", "tokens") was taken, or refused, at the Unix time `now`."""
+        self.last_reload_successful.labels(source).set(success)
+        self.reloads.labels(source, "success" if success else "failure").inc()
+        if success:
+            self.last_reload_time.labels(source).set(now)
+
+    def add_model(self, model: str) -> None:
+        """Make the series that alerts compare with others, so that they are 0 and not absent before the first event."""
+        for reason in ("queue_full", "loading", "draining", "dead", "context_length", "invalid"):
+            self.rejected.labels(model, reason)
+        self.disconnects.labels(model)
+        for histogram in (
+            self.time_to_first_token,
+            self.inter_token_latency,
+            self.time_per_output_token,
+            self.queue_time,
+            self.prefill_time,
+            self.decode_time,
+            self.prompt_tokens,
+            self.generation_tokens,
+        ):
+            histogram.labels(model)
+
+    def _counter(self, name: str) -> Counter:
+        spec = TABLE[name]
+        return Counter(f"tfoai_{name}", spec.text, spec.labels, registry=self.registry)
+
+    def _gauge(self, name: str) -> Gauge:
+        spec = TABLE[name]
+        return Gauge(f"tfoai_{name}", spec.text, spec.labels, registry=self.registry)
+
+    def _histogram(self, name: str) -> Histogram:
+        spec = TABLE[name]
+        return Histogram(f"tfoai_{name}", spec.text, spec.labels, buckets=spec.buckets, registry=self.registry)
 
 
+class Buckets(Protocol):
+    """Values that were counted by upper bound; the engine's own, read at a scrape."""
+
+    @property
+    def bounds(self) -> Sequence[float]: ...
+
+    @property
+    def sum(self) -> float: ...
+
+    def cumulative(self) -> Sequence[int]:
+        """How many values were at most each bound, and how many there were at all."""
+        ...
+
+
+@dataclass(slots=True)
 class ModelSample:
-    """What one served model shows at a scrape; numbers are None until its engine runs."""
+    """What one served model shows at a scrape: label values (without the model's name) -> value, by metric of the table.
 
-    def __init__(
-        self, model: str, states: dict[str, bool], info: dict[str, str] | None, numbers: dict[str, float] | None
-    ) -> None:
-        self.model = model
-        self.states = states
-        self.info = info
-        self.numbers = numbers
+    A metric that the model does not have yet, because its engine does not run, is absent.
+    """
 
+    model: str
+    numbers: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
+    histograms: dict[str, dict[tuple[str, ...], Buckets]] = field(default_factory=dict)
 
-# Attribute of the engine's snapshot -> (name, kind, help).
-_ENGINE_METRICS: dict[str, tuple[str, type[Metric], str]] = {
-    "num_waiting": ("tfoai_requests_waiting", GaugeMetricFamily, "Sequences that wait for their first step"),
-    "num_running": ("tfoai_requests_running", GaugeMetricFamily, "Sequences in the running batch"),
-    "num_prompt_tokens": ("tfoai_prompt_tokens", CounterMetricFamily, "Prompt tokens computed"),
-    "num_generation_tokens": ("tfoai_generation_tokens", CounterMetricFamily, "Tokens generated, aborted work included"),
-    "num_step_errors": ("tfoai_engine_step_errors", CounterMetricFamily, "Sequences that failed in a step"),
-    "num_preemptions": ("tfoai_preemptions", CounterMetricFamily, "Sequences whose blocks were taken, to be computed again"),
-    "num_prompt_tokens_cached": ("tfoai_prompt_tokens_cached", CounterMetricFamily, "Prompt tokens found in the prefix cache"),
-    "kv_cache_usage": ("tfoai_kv_cache_usage_ratio", GaugeMetricFamily, "Share of the KV blocks that sequences own, 0 to 1"),
-    "num_steps": ("tfoai_engine_steps", CounterMetricFamily, "Steps of the engine's loop"),
-    "last_step_time": ("tfoai_engine_last_step_timestamp_seconds", GaugeMetricFamily, "Unix time of the last step"),
-}
+    def add(self, name: str, value: float, *labels: str) -> None:
+        self.numbers.setdefault(name, {})[labels] = value
+
+    def add_all(self, name: str, values: Mapping[str, float]) -> None:
+        """Add values by their one label beside `model`."""
+        for label, value in values.items():
+            self.add(name, value, label)
+
+    def add_buckets(self, name: str, buckets: Buckets, *labels: str) -> None:
+        self.histograms.setdefault(name, {})[labels] = buckets
 
 
 class _ModelCollector(Collector):
@@ -113,22 +156,53 @@ class _ModelCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         samples = list(self._collect())
-        state = GaugeMetricFamily("tfoai_model_state", "1 for the state that the model is in", labels=("model", "state"))
-        info_labels = ("model", "source", "type", "runner", "device", "dtype")
-        info = GaugeMetricFamily("tfoai_model_info", "1, with what serves the model as labels", labels=info_labels)
+        for spec in TABLE.values():
+            if spec.scraped:
+                yield _family(spec, samples)
+
+
+def _family(spec: Spec, samples: list[ModelSample]) -> Metric:
+    name = f"tfoai_{spec.name}"
+    if spec.kind == "histogram":
+        histogram = HistogramMetricFamily(name, spec.text, labels=spec.labels)
         for sample in samples:
-            for name, is_on in sample.states.items():
-                state.add_metric((sample.model, name), float(is_on))
-            if sample.info is not None:
-                info.add_metric([sample.info[label] for label in info_labels], 1.0)
-        yield state
-        yield info
-        for key, (name, kind, text) in _ENGINE_METRICS.items():
-            family: Any = kind(name, text, labels=("model",))  # type: ignore[call-arg]  # both kinds take labels
-            for sample in samples:
-                if sample.numbers is not None:
-                    family.add_metric((sample.model,), sample.numbers[key])
-            yield family
+            for labels, buckets in sample.histograms.get(spec.name, {}).items():
+                bounds = [*map(floatToGoString, buckets.bounds), "+Inf"]
+                counts: list[Any] = list(zip(bounds, buckets.cumulative(), strict=True))
+                histogram.add_metric((sample.model, *labels), counts, buckets.sum)
+        return histogram
+    family = (CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily)(name, spec.text, labels=spec.labels)
+    for sample in samples:
+        for labels, value in sample.numbers.get(spec.name, {}).items():
+            family.add_metric((sample.model, *labels), value)
+    return family
+
+
+class _AliasCollector(Collector):
+    """Shows metrics of another collector registry under other names."""
+
+    def __init__(self, aliases: Iterable[Alias], source: CollectorRegistry) -> None:
+        self._aliases = tuple(aliases)
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # there is nothing to see before the source has collectors
+
+    def collect(self) -> Iterable[Metric]:
+        families = {family.name: family for family in self._source.collect()}
+        for alias in self._aliases:
+            spec = TABLE[alias.of]
+            family = families[f"tfoai_{alias.of}"]
+            result = Metric(alias.name, f"The same as {spec.full_name}", family.type)
+            values: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+            for sample in family.samples:
+                labels = [(new, sample.labels[old]) for old, new in alias.labels]
+                if "le" in sample.labels:
+                    labels.append(("le", sample.labels["le"]))
+                suffix = sample.name.removeprefix(family.name)
+                values[alias.name + suffix, tuple(labels)] += sample.value
+            result.samples = [Sample(name, {"engine": "0", **dict(labels)}, value) for (name, labels), value in values.items()]
+            yield result
 
 
 class LegacyTotals:

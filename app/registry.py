@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.config import Config, ModelSettings, ModelType
@@ -52,7 +52,10 @@ class ServedModel:
         self.is_draining = False
         self.capacity = settings.max_num_seqs + max_queue
         self.num_admitted = 0
+        # Requests that are being answered, counted by the API: their last bytes may leave long after their engine's last step.
+        self.num_open_requests = 0
         self.system_fingerprint = ""
+        self.load_seconds = 0.0
         self._loaded: Loaded | LoadedEmbedder | None = None
 
     @property
@@ -116,6 +119,27 @@ class ServedModel:
     @property
     def encoder_or_none(self) -> LoadedEmbedder | None:
         return self._loaded if isinstance(self._loaded, LoadedEmbedder) else None
+
+    def unload(self) -> None:
+        """Let go of everything; the engine must have been stopped."""
+        self._loaded = None
+
+    def is_stalled(self, timeout: float) -> bool:
+        """True if the engine has work and has made no step for more than `timeout` seconds; 0 is never."""
+        if self._loaded is None or not timeout:
+            return False
+        engine = self._loaded.engine.snapshot()
+        return bool(engine.num_running or engine.num_waiting) and time.monotonic() - engine.last_step_time > timeout
+
+    def load(self, load: Loader) -> None:
+        """Load and start serving; takes minutes, so not on the event loop. Raise ConfigError."""
+        start = time.monotonic()
+        loaded = load(self.name, self.settings, _path(self.name), self._set_progress)
+        self.load_seconds = time.monotonic() - start
+        self.set_loaded(loaded)
+
+    def _set_progress(self, share: float) -> None:
+        self.progress = share
 
     def set_loaded(self, loaded: Loaded | LoadedEmbedder) -> None:
         # A stable name for everything that decides which tokens a seed gives.
@@ -226,12 +250,16 @@ class Registry:
     """All served models. `start` loads them one after the other in a thread of its own."""
 
     def __init__(self, config: Config, load: Loader | None = None) -> None:
-        self._load = load or load_model
+        self.load = load or load_model
         self.models = {name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()}
+        self.stall_timeout = config.stall_timeout
+        # Not ready any more, but still serving; then draining.
+        self.is_leaving = False
         self.is_draining = False
-        # Requests that are being answered, counted by the API: their last bytes may leave long after their engine's last step.
+        # Of all models, those included that are not served any more.
         self.num_open_requests = 0
         self._thread: threading.Thread | None = None
+        self._has_started = False
 
     def start(self, on_error: Callable[[Exception], None]) -> None:
         """Begin loading; call on the event loop. `on_error` is called there if a model can not be loaded."""
@@ -242,12 +270,11 @@ class Registry:
     def _load_all(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[Exception], None]) -> None:
         for model in self.models.values():
             try:
-                loaded = self._load(model.name, model.settings, _path(model.name), _setter(model))
+                model.load(self.load)
             except Exception as error:
                 with _ignore_closed_loop():
                     loop.call_soon_threadsafe(on_error, error)
                 return
-            model.set_loaded(loaded)
             logger.info("model.ready", extra={"model": model.name})
 
     def get(self, name: str) -> ServedModel:
@@ -264,34 +291,43 @@ class Registry:
     @property
     def is_ready(self) -> bool:
         """True when every model can answer. Overload does not count: it would take all replicas out of the Service at once."""
-        return not self.is_draining and all(model.state is ModelState.READY for model in self.models.values())
+        return not self.is_leaving and all(model.state is ModelState.READY for model in self.models.values())
 
     @property
     def has_started(self) -> bool:
-        return all(model.state is not ModelState.LOADING for model in self.models.values())
+        """True once every model has been loaded; what is loaded again later does not take it back."""
+        self._has_started = self._has_started or all(model.state is not ModelState.LOADING for model in self.models.values())
+        return self._has_started
 
     @property
     def is_alive(self) -> bool:
-        return all(model.state is not ModelState.DEAD for model in self.models.values())
+        """False when a restart would help: an engine has ended, or is busy and makes no progress."""
+        return not any(model.state is ModelState.DEAD or model.is_stalled(self.stall_timeout) for model in self.models.values())
+
+    def leave(self) -> None:
+        """Be not ready from now on, so that load balancers look elsewhere; requests are still served."""
+        self.is_leaving = True
 
     def drain(self) -> None:
         """Admit nothing more; what runs goes on."""
+        self.leave()
         self.is_draining = True
         for model in self.models.values():
             model.is_draining = True
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = 10) -> None:
         """End all engines; waits for their present steps, so call it off the event loop while there is one."""
-        for model in self.models.values():
-            if model.loaded_or_none is not None:
-                model.loaded_or_none.engine.stop()
+        stop_all(self.models.values(), seconds)
 
 
-def _setter(model: ServedModel) -> Callable[[float], None]:
-    def set_progress(share: float) -> None:
-        model.progress = share
-
-    return set_progress
+def stop_all(models: Iterable[ServedModel], seconds: float = 10) -> None:
+    """End the engines of these models, all at once, and wait at most `seconds` for their present steps."""
+    deadline = time.monotonic() + seconds
+    engines = [model.loaded_or_none.engine for model in models if model.loaded_or_none is not None]
+    for engine in engines:
+        engine.stop(0)
+    for engine in engines:
+        engine.stop(max(0.0, deadline - time.monotonic()))
 
 
 def _path(name: str) -> str:

@@ -13,8 +13,14 @@ APP = Path(__file__).parent.parent / "app"
 ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"config", "errors", "server", "versions"},
-    "server": {"api", "config", "errors", "logs", "metrics", "registry", "versions"},
-    "api": {"config", "engine", "errors", "metrics", "registry", "text", "versions"},
+    "server": {
+        *("api", "config", "connections", "errors", "logs", "metrics", "model_reload", "registry", "reload", "tokens"),
+        "versions",
+    },
+    "connections": set(),
+    "reload": {"config", "errors", "metrics", "model_reload", "tokens"},
+    "model_reload": {"config", "errors", "loading", "registry"},
+    "api": {"config", "engine", "errors", "logs", "metrics", "registry", "text", "tokens", "traces", "versions"},
     "registry": {"config", "engine", "errors", "loading", "versions"},
     "loading": {"config", "demo", "engine", "errors", "logs", "text"},
     "text": {"engine", "errors"},
@@ -27,11 +33,16 @@ ALLOWED: dict[str, set[str]] = {
     "demo": set(),
     "errors": set(),
     "logs": set(),
-    "metrics": set(),
+    "metrics": {"metrics_table"},
+    "metrics_table": set(),
+    "tokens": {"config_keys", "errors"},
+    "traces": set(),
     "versions": set(),
 }
 # Of the engine and the text layer, the API may know only what has no torch behind it.
 API_MAY_KNOW = {
+    "app.engine.engine",
+    "app.engine.loaded",
     "app.engine.defaults",
     "app.engine.pooling_job",
     "app.engine.sequence",
@@ -45,7 +56,7 @@ FOREIGN = {
     "transformers": {"engine", "text", "demo"},
     "litestar": {"api"},
     "prometheus_client": {"metrics"},
-    "uvicorn": {"server"},
+    "uvicorn": {"server", "connections"},
 }
 
 

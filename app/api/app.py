@@ -1,13 +1,11 @@
 """Owns create_app(): the routes, what wraps them, and the one map from errors to responses. Knows no endpoint's inside."""
 
-import dataclasses
 import logging
 import math
-import time
-from collections.abc import Iterable
 from typing import Any
 
 from litestar import Litestar, Request, Response
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
@@ -18,20 +16,40 @@ from app.api.middleware import RequestMiddleware
 from app.api.openapi import assets_router, document, openapi_config
 from app.api.request_state import RequestState
 from app.api.requests import ClientDisconnected
+from app.api.samples import model_samples
 from app.config import Config
-from app.errors import Draining, InvalidRequest, NotFound, RequestError
-from app.metrics import Metrics, ModelSample
-from app.registry import ModelState, Registry
+from app.errors import (
+    ContextLengthExceeded,
+    Draining,
+    EngineDead,
+    InvalidRequest,
+    ModelLoading,
+    NotFound,
+    QueueFull,
+    RequestError,
+)
+from app.logs import trace_of
+from app.metrics import Metrics
+from app.registry import Registry
+from app.tokens import named_tokens
 from app.versions import package_version
 
 logger = logging.getLogger("tfoai.api")
 
 
-def create_app(config: Config, registry: Registry, metrics: Metrics | None = None) -> Litestar:
-    """Return the ASGI application; the caller starts the registry's loading and stops it."""
-    metrics = metrics or Metrics()
+def create_app(
+    config: Config, registry: Registry, metrics: Metrics | None = None, tokens: BearerTokens | None = None
+) -> Litestar:
+    """Return the ASGI application; the caller starts the registry's loading and stops it.
+
+    `tokens` are those of BEARER_TOKENS if they are not given.
+    """
+    metrics = metrics or Metrics(config.metrics_aliases)
+    tokens = tokens or BearerTokens(named_tokens(config.bearer_tokens, config.bearer_tokens_dir))
     context = Context(config, registry, metrics)
-    metrics.collect_from(lambda: _samples(registry))
+    metrics.collect_from(lambda: model_samples(registry))
+    for name in registry.models:
+        metrics.add_model(name)
     app = Litestar(
         route_handlers=[
             completions.create_completion,
@@ -45,11 +63,8 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
             tokenize.tokenize,
             tokenize.detokenize,
             tokenize.tokenizer_info,
-            status.livez,
-            status.readyz,
-            status.health,
-            status.startupz,
-            status.prometheus_metrics,
+            *status.PROBES,
+            *([status.prometheus_metrics] if config.metrics_port is None else []),
             status.legacy_metrics,
             status.version,
             status.load,
@@ -57,6 +72,7 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
             assets_router(),
         ],
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},
+        state=State({"context": context}),
         before_request=_note_route,
         exception_handlers={Exception: _to_response},
         openapi_config=openapi_config(package_version("tfoai")),
@@ -64,8 +80,24 @@ def create_app(config: Config, registry: Registry, metrics: Metrics | None = Non
         # Errors are logged where they are mapped, once.
         logging_config=None,
     )
-    tokens = None if config.bearer_tokens is None else BearerTokens(config.bearer_tokens)
     app.asgi_handler = RequestMiddleware(app.asgi_handler, context, tokens)
+    return app
+
+
+def create_metrics_app(config: Config, registry: Registry, metrics: Metrics) -> Litestar:
+    """Return the application for METRICS_PORT: probes and /metrics, for whoever can reach that port."""
+    context = Context(config, registry, metrics)
+    app = Litestar(
+        route_handlers=[*status.PROBES, status.prometheus_metrics],
+        dependencies={"context": Provide(lambda: context, sync_to_thread=False)},
+        state=State({"context": context}),
+        before_request=_note_route,
+        exception_handlers={Exception: _to_response},
+        openapi_config=None,
+        request_max_body_size=config.max_body_bytes,
+        logging_config=None,
+    )
+    app.asgi_handler = RequestMiddleware(app.asgi_handler, context, None)
     return app
 
 
@@ -83,11 +115,10 @@ def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[
     headers: dict[str, str] = dict(getattr(error, "headers", None) or {})  # a 405 says what is allowed
     if not isinstance(error, RequestError):
         error = _from_litestar(error) if isinstance(error, HTTPException) else _internal(request, error)
+    _count_rejected(request, error)
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(1000 * error.retry_after))
-    if isinstance(error, Draining):
-        headers["Connection"] = "close"
     return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
 
 
@@ -104,25 +135,26 @@ def _from_litestar(error: HTTPException) -> RequestError:
 
 def _internal(request: Request[Any, Any, Any], error: Exception) -> RequestError:
     request_id = RequestState.of(request.scope).request_id
-    logger.error("request.failed", exc_info=error, extra={"request_id": request_id})
+    logger.error("request.failed", extra={"request_id": request_id, "error": trace_of(error)})
     return RequestError(f"The server failed on this request. Its operator can find it as {request_id} in the log.")
 
 
-def _samples(registry: Registry) -> Iterable[ModelSample]:
-    for model in registry.models.values():
-        state, loaded = model.state, model.loaded_or_none
-        info = numbers = None
-        if loaded is not None:
-            info = {
-                "model": model.name,
-                "source": model.settings.name,
-                "type": str(model.settings.type),
-                "runner": loaded.runner,
-                "device": loaded.device,
-                "dtype": loaded.dtype,
-            }
-            snapshot = loaded.engine.snapshot()
-            numbers = dataclasses.asdict(snapshot)
-            # The engine's clock is monotonic; scrapers want Unix time.
-            numbers["last_step_time"] += time.time() - time.monotonic()
-        yield ModelSample(model.name, {str(one): one is state for one in ModelState}, info, numbers)
+# The label `reason` of a refused request; the first class that fits.
+_REJECTED: tuple[tuple[type[RequestError], str], ...] = (
+    (Draining, "draining"),
+    (ModelLoading, "loading"),
+    (EngineDead, "dead"),
+    (QueueFull, "queue_full"),
+    (ContextLengthExceeded, "context_length"),
+    (InvalidRequest, "invalid"),
+)
+
+
+def _count_rejected(request: Request[Any, Any, Any], error: RequestError) -> None:
+    """Count a request for work that was refused; a 404 or a wrong method asked for none."""
+    if request.method != "POST" or error.status in (404, 405):
+        return
+    reason = next((reason for kind, reason in _REJECTED if isinstance(error, kind)), None)
+    if reason is not None:
+        context: Context = request.app.state.context
+        context.metrics.rejected.labels(RequestState.of(request.scope).model, reason).inc()

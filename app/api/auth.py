@@ -1,11 +1,12 @@
 """Owns bearer tokens: who may call what. Deny by default: every path but the probes needs a token once there are any.
 
-Knows no routes but the public ones.
+Knows no routes but the public ones, and not where tokens come from.
 """
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from app.errors import Unauthorized
 
@@ -13,27 +14,41 @@ from app.errors import Unauthorized
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health"})
 
 
+class Caller(NamedTuple):
+    """Who a token belongs to: a name for the log, and a secret for what must not be shared between tokens."""
+
+    name: str
+    salt: str
+
+
 class BearerTokens:
-    """The tokens that are let in; only their digests are kept."""
+    """The tokens that are let in, by the names of their clients; only their digests are kept. None lets everybody in."""
 
-    def __init__(self, tokens: Iterable[str]) -> None:
-        self._digests = [_digest(token.encode()) for token in tokens]
+    def __init__(self, named: Mapping[str, str] | None) -> None:
+        self._digests: list[tuple[str, bytes]] | None = None
+        self.replace(named)
 
-    def check(self, authorization: bytes | None) -> str:
-        """Return the digest of the token; raise TokenRefused unless it is one of ours, with a `reason` for the metric.
+    def replace(self, named: Mapping[str, str] | None) -> None:
+        """Let these tokens in from now on, and no others. Requests that are in already stay in."""
+        self._digests = None if named is None else [(name, _digest(token.encode())) for name, token in named.items()]
+
+    def check(self, authorization: bytes | None) -> Caller | None:
+        """Return whose token it is, None if none is needed; raise TokenRefused, with a `reason` for the metric.
 
         Every digest is compared, each in constant time, so the time tells nothing about the tokens.
         """
+        if self._digests is None:
+            return None
         if not authorization:
             raise _unauthorized("missing", "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.")
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise _unauthorized("malformed", "The Authorization header must have the form `Bearer YOUR_KEY`.")
         digest = _digest(token.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
+        matches = [name for name, known in self._digests if hmac.compare_digest(digest, known)]
+        if not matches:
             raise _unauthorized("unknown", "Incorrect API key provided.")
-        return digest.hex()
+        return Caller(matches[0], digest.hex())
 
 
 class TokenRefused(Unauthorized):

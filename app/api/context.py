@@ -8,9 +8,8 @@ from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
 from app.api.request_state import RequestState
 from app.config import Config
-from app.errors import Draining, EngineDead, InvalidRequest, ModelLoading, QueueFull
 from app.metrics import Metrics
-from app.registry import Admission, Registry, ServedModel
+from app.registry import Registry
 
 # What both kinds of models do.
 _OF_ANY_KIND = frozenset({"tokenize", "detokenize"})
@@ -23,7 +22,7 @@ class Context:
     metrics: Metrics
 
     def begin(self, scope: Any, name: str, num_sequences: int, operation: str) -> Generation:
-        """Admit a request for `num_sequences` sequences of the model `name`; raise what refuses it, and count that.
+        """Admit a request for `num_sequences` sequences of the model `name`; raise what refuses it.
 
         The generation is closed when the request is over, whatever happens in between.
         """
@@ -31,20 +30,24 @@ class Context:
         if operation not in _OF_ANY_KIND:
             model.check_kind(embeddings=False)
         state = RequestState.of(scope)
-        admission = self._admit(model, num_sequences)
+        state.model = model.name
+        admission = model.admit(num_sequences)
         generation = Generation(model, admission, self.metrics, operation, request_id=state.request_id, salt=state.salt)
         state.generation = generation
         self.registry.num_open_requests += 1
+        model.num_open_requests += 1
         return generation
 
     def begin_embeddings(self, scope: Any, name: str) -> EmbeddingWork:
-        """Admit a request for vectors, which takes one slot however many inputs it has; raise and count as `begin` does."""
+        """Admit a request for vectors, which takes one slot however many inputs it has; raise as `begin` does."""
         model = self.registry.get(name)
         model.check_kind(embeddings=True)
         state = RequestState.of(scope)
-        work = EmbeddingWork(model, self._admit(model, 1), self.metrics, request_id=state.request_id)
+        state.model = model.name
+        work = EmbeddingWork(model, model.admit(1), self.metrics, request_id=state.request_id)
         state.generation = work
         self.registry.num_open_requests += 1
+        model.num_open_requests += 1
         return work
 
     def end(self, state: RequestState) -> None:
@@ -52,20 +55,7 @@ class Context:
         if state.generation is not None:
             state.generation.close()
             self.registry.num_open_requests -= 1
-
-    def _admit(self, model: ServedModel, num_sequences: int) -> Admission:
-        reasons = {
-            Draining: "draining",
-            ModelLoading: "loading",
-            EngineDead: "dead",
-            QueueFull: "queue_full",
-            InvalidRequest: "invalid",
-        }
-        try:
-            return model.admit(num_sequences)
-        except tuple(reasons) as error:
-            self.metrics.rejected.labels(model.name, reasons[type(error)]).inc()
-            raise
+            state.generation.model.num_open_requests -= 1
 
 
 def new_id(prefix: str) -> str:

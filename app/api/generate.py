@@ -43,6 +43,7 @@ class Candidate:
     num_cached_tokens: int = 0
     first_token_time: float | None = None
     last_token_time: float | None = None
+    scheduled_time: float | None = None
 
 
 class Generation:
@@ -62,7 +63,7 @@ class Generation:
         self.candidates: list[Candidate] = []
         self._admission = admission
         self._metrics = metrics
-        self._operation = operation
+        self.operation = operation
         self._request_id = request_id
         self._salt = salt
         self._start = time.monotonic()
@@ -131,6 +132,7 @@ class Generation:
             raise Unavailable("The server stopped before the answer was complete.", retry_after=RETRY_QUEUE)
         self._observe_tokens(candidate, len(output.token_ids))
         candidate.num_cached_tokens = output.num_cached_tokens
+        candidate.scheduled_time = output.scheduled_time
         if output.prompt_logprobs:
             candidate.prompt_logprobs += output.prompt_logprobs
         num_before = candidate.output.num_tokens
@@ -186,13 +188,19 @@ class Generation:
         metrics = self._metrics
         for candidate in self.candidates:
             reason = candidate.finish_reason or FinishReason.ABORT
-            metrics.requests.labels(name, self._operation, str(reason)).inc()
-            first, last, tokens = candidate.first_token_time, candidate.last_token_time, candidate.output.num_tokens
-            if first is not None and last is not None and tokens > 1:
-                metrics.time_per_output_token.labels(name).observe((last - first) / (tokens - 1))
+            metrics.requests.labels(name, self.operation, str(reason)).inc()
+            scheduled, first, last = candidate.scheduled_time, candidate.first_token_time, candidate.last_token_time
+            if scheduled is not None:
+                metrics.queue_time.labels(name).observe(max(0.0, scheduled - self._start))
+            if scheduled is not None and first is not None:
+                metrics.prefill_time.labels(name).observe(max(0.0, first - scheduled))
+            if first is not None and last is not None:
+                metrics.decode_time.labels(name).observe(last - first)
+                if candidate.output.num_tokens > 1:
+                    metrics.time_per_output_token.labels(name).observe((last - first) / (candidate.output.num_tokens - 1))
         if self.candidates:
             usage = self.usage()
             metrics.prompt_tokens.labels(name).observe(usage.prompt_tokens)
             metrics.generation_tokens.labels(name).observe(usage.completion_tokens)
-            metrics.request_duration.labels(name, self._operation).observe(time.monotonic() - self._start)
+            metrics.request_duration.labels(name, self.operation).observe(time.monotonic() - self._start)
             metrics.legacy.add(name, usage.prompt_tokens, usage.completion_tokens)

@@ -5,6 +5,7 @@ Plain ASGI around the whole application, because Litestar's own middleware does 
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ logger = logging.getLogger("tfoai.access")
 
 
 class RequestMiddleware:
-    """Runs one HTTP request from its id to its log line."""
+    """Runs one HTTP request from its id to its log line. Without `tokens` (the metrics port) nobody needs one."""
 
     def __init__(self, app: ASGIApp, context: Context, tokens: BearerTokens | None) -> None:
         self._app = app
@@ -35,7 +36,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        state = RequestState.new(headers.get(b"x-request-id"))
+        state = RequestState.new(headers)
         scope["tfoai"] = state  # type: ignore[typeddict-unknown-key]  # ASGI servers and frameworks keep foreign keys
         status = 0
 
@@ -46,6 +47,7 @@ class RequestMiddleware:
                 milliseconds = round(1000 * (time.monotonic() - state.start))
                 message["headers"] = [
                     *message["headers"],
+                    *self._more_headers(state),
                     (b"x-request-id", state.request_id.encode()),
                     (b"openai-processing-ms", str(milliseconds).encode()),
                     (b"openai-version", b"2020-10-01"),
@@ -54,7 +56,9 @@ class RequestMiddleware:
 
         try:
             if self._tokens is not None and scope["path"] not in PUBLIC_PATHS:
-                state.salt = self._tokens.check(headers.get(b"authorization"))
+                caller = self._tokens.check(headers.get(b"authorization"))
+                if caller is not None:
+                    state.client, state.salt = caller
             await self._app(scope, receive, send_with_headers)
         except TokenRefused as error:
             self._context.metrics.auth_failures.labels(error.reason).inc()
@@ -62,6 +66,13 @@ class RequestMiddleware:
         finally:
             self._context.end(state)
             self._record(scope, state, status)
+
+    def _more_headers(self, state: RequestState) -> Iterator[tuple[bytes, bytes]]:
+        if state.trace is not None:
+            yield b"traceparent", state.trace.header
+        if self._context.registry.is_leaving:
+            # So that the client's next request finds another replica, before this one refuses.
+            yield b"connection", b"close"
 
     def _record(self, scope: Any, state: RequestState, status: int) -> None:
         seconds = time.monotonic() - state.start
@@ -75,7 +86,10 @@ class RequestMiddleware:
             "route": route,
             "status": status,
             "duration_ms": round(1000 * seconds, 1),
+            "client": state.client,
         }
+        if state.trace is not None:
+            fields |= {"trace_id": state.trace.trace_id, "span_id": state.trace.span_id}
         generation = state.generation
         if isinstance(generation, EmbeddingWork) and generation.job is not None:
             fields |= {
@@ -91,6 +105,7 @@ class RequestMiddleware:
             first = generation.time_to_first_token
             fields |= {
                 "model": generation.model.name,
+                "operation": generation.operation,
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "finish_reason": ",".join(sorted({str(one.finish_reason or "abort") for one in generation.candidates})),

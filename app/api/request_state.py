@@ -3,11 +3,13 @@
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
+from app.traces import TraceContext, trace_context
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -20,6 +22,11 @@ class RequestState:
     start: float = field(default_factory=time.monotonic)
     route: str = "other"
     salt: str = ""
+    # The name of the token's client, never the token.
+    client: str | None = None
+    trace: TraceContext | None = None
+    # The served name, once it is known to be one.
+    model: str = ""
     generation: Generation | EmbeddingWork | None = None
 
     @classmethod
@@ -28,7 +35,8 @@ class RequestState:
         return state
 
     @classmethod
-    def new(cls, wanted_id: bytes | None) -> "RequestState":
+    def new(cls, headers: Mapping[bytes, bytes]) -> "RequestState":
         """Use the caller's x-request-id if it is harmless. Ids of engine sequences never come from here."""
-        wanted = (wanted_id or b"").decode("latin-1")
-        return cls(wanted if _REQUEST_ID.fullmatch(wanted) else "req_" + secrets.token_hex(12))
+        wanted = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else "req_" + secrets.token_hex(12)
+        return cls(request_id, trace=trace_context(headers.get(b"traceparent")))

@@ -12,6 +12,7 @@ import msgspec
 from litestar.response import Stream
 
 from app.errors import RequestError
+from app.logs import trace_of
 
 logger = logging.getLogger("tfoai.api")
 
@@ -50,7 +51,7 @@ async def _framed(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[bytes]:
             yield event(item)
     except RequestError as error:
         yield event(error.body())
-    except Exception:
-        logger.exception("stream.failed")
+    except Exception as error:
+        logger.error("stream.failed", extra={"error": trace_of(error)})
         yield event(RequestError("The server failed on this request.").body())
     yield DONE

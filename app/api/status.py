@@ -17,7 +17,7 @@ from app.registry import Registry
 from app.versions import package_version
 
 
-@get("/livez", operation_class=documented("Liveness: 503 when an engine has died"))
+@get("/livez", operation_class=documented("Liveness: 503 when an engine has died or makes no progress"))
 async def livez(context: Context) -> Response[Any]:
     return _status(context.registry.is_alive, context.registry)
 
@@ -35,6 +35,10 @@ async def health(context: Context) -> Response[Any]:
 @get("/startupz", operation_class=documented("Startup: 503 until every model has been loaded once"))
 async def startupz(context: Context) -> Response[Any]:
     return _status(context.registry.has_started, context.registry)
+
+
+# The routes that need no token.
+PROBES = (livez, readyz, health, startupz)
 
 
 @get("/metrics", operation_class=documented("Prometheus metrics"))
@@ -75,5 +79,5 @@ def _status(is_good: bool, registry: Registry) -> Response[Any]:
     models = {
         model.name: {"state": str(model.state), "progress": round(model.progress, 3)} for model in registry.models.values()
     }
-    content = {"status": "ok" if is_good else "unavailable", "draining": registry.is_draining, "models": models}
+    content = {"status": "ok" if is_good else "unavailable", "draining": registry.is_leaving, "models": models}
     return Response(content, status_code=200 if is_good else 503)

@@ -5,7 +5,8 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ from app.engine.scheduler import Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
 from app.engine.step import Stepper
 from app.engine.stream import TokenStream
+from app.engine.totals import Tally
 
 logger = logging.getLogger("tfoai.engine")
 
@@ -25,7 +27,12 @@ class EngineDeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """Plain numbers for metrics and probes; totals count from the start of the engine, aborted work included."""
+    """Plain numbers for metrics and probes; totals count from the start of the engine, aborted work included.
+
+    `step_errors` is by reason ("oom", "nan", "exception"), `step_seconds` by phase ("prefill", "decode"). `last_step_time` is
+    on the monotonic clock: when the last step ended, or when work came to an idle engine. `block_size` and `num_blocks` are 0
+    for a runner without blocks.
+    """
 
     num_waiting: int
     num_running: int
@@ -33,10 +40,14 @@ class EngineSnapshot:
     num_prompt_tokens: int
     num_prompt_tokens_cached: int
     num_generation_tokens: int
-    num_step_errors: int
     num_preemptions: int
     kv_cache_usage: float
+    block_size: int
+    num_blocks: int
     last_step_time: float
+    step_errors: Mapping[str, int]
+    step_seconds: Mapping[str, Tally]
+    step_tokens: Tally
 
 
 class Engine(Protocol):
@@ -150,7 +161,7 @@ class EngineThread:
         self._thread.join(timeout=seconds)
 
     def snapshot(self) -> EngineSnapshot:
-        totals = self._stepper.totals
+        totals, ledger = self._stepper.totals, self._scheduler.ledger
         return EngineSnapshot(
             num_waiting=len(self._scheduler.waiting) + self._inbox.qsize(),
             num_running=len(self._scheduler.running),
@@ -158,10 +169,14 @@ class EngineThread:
             num_prompt_tokens=totals.num_prompt_tokens,
             num_prompt_tokens_cached=totals.num_prompt_tokens_cached,
             num_generation_tokens=totals.num_generation_tokens,
-            num_step_errors=totals.num_step_errors,
             num_preemptions=self._scheduler.num_preemptions,
-            kv_cache_usage=0.0 if self._scheduler.ledger is None else self._scheduler.ledger.usage,
+            kv_cache_usage=0.0 if ledger is None else ledger.usage,
+            block_size=0 if ledger is None else ledger.block_size,
+            num_blocks=0 if ledger is None else ledger.num_blocks,
             last_step_time=totals.last_step_time,
+            step_errors=totals.step_errors,
+            step_seconds=totals.step_seconds,
+            step_tokens=totals.step_tokens,
         )
 
     # The engine's thread
@@ -189,6 +204,8 @@ class EngineThread:
                 return True
             if isinstance(message, _Stop):
                 return False
+            if block:  # it was idle until now, and that is no stall
+                self._stepper.totals.last_step_time = time.monotonic()
             if isinstance(message, _Submit):
                 self._streams[message.seq.seq_id] = message.stream
                 self._scheduler.add(message.seq)

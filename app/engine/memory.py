@@ -38,6 +38,21 @@ def free_memory(device: torch.device) -> int:
     return available if limit is None else min(available, limit - (used or 0))
 
 
+def free_on(device: str) -> int | None:
+    """Return the bytes that a device of the configuration ("auto", "cpu", "cuda:1", ...) can still give; None if unknown."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return free_memory(torch.device(device))
+    return free_memory(torch.device("cpu")) if device == "cpu" else None
+
+
+def release_unused() -> None:
+    """Give memory that torch keeps for later back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _meminfo_available() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

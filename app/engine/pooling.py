@@ -14,8 +14,14 @@ from dataclasses import dataclass
 
 from app.engine.engine import EngineDeadError, EngineSnapshot
 from app.engine.pooling_job import PoolingAbortedError, PoolingFailedError, PoolingInput, PoolingJob, PoolingRunner
+from app.engine.totals import Totals
 
 logger = logging.getLogger("tfoai.engine")
+
+
+class NotFiniteError(Exception):
+    """The model gave no usable vector (NaN, or infinities)."""
+
 
 # A step computes about this many tokens: enough for any machine to be busy, few enough that a short job waits briefly.
 MAX_NUM_BATCHED_TOKENS = 8192
@@ -59,8 +65,8 @@ class PoolingThread:
         self._jobs: deque[PoolingJob] = deque()
         self._dead: Exception | None = None
         # Plain numbers, so that other threads may read them at any time.
-        self._num_waiting = self._num_running = self._num_steps = self._num_prompt_tokens = self._num_errors = 0
-        self._last_step_time = time.monotonic()
+        self._num_waiting = self._num_running = 0
+        self._totals = Totals()
         # Inputs that the thread has not seen yet; loops add to them, the thread takes from them.
         self._num_inbox = 0
         self._inbox_lock = threading.Lock()
@@ -92,14 +98,18 @@ class PoolingThread:
         return EngineSnapshot(
             num_waiting=self._num_waiting + self._num_inbox,
             num_running=self._num_running,
-            num_steps=self._num_steps,
-            num_prompt_tokens=self._num_prompt_tokens,
+            num_steps=self._totals.num_steps,
+            num_prompt_tokens=self._totals.num_prompt_tokens,
             num_prompt_tokens_cached=0,
             num_generation_tokens=0,
-            num_step_errors=self._num_errors,
             num_preemptions=0,
             kv_cache_usage=0.0,
-            last_step_time=self._last_step_time,
+            block_size=0,
+            num_blocks=0,
+            last_step_time=self._totals.last_step_time,
+            step_errors=self._totals.step_errors,
+            step_seconds=self._totals.step_seconds,
+            step_tokens=self._totals.step_tokens,
         )
 
     # The engine's thread
@@ -124,6 +134,8 @@ class PoolingThread:
             if isinstance(message, _Stop):
                 return False
             if isinstance(message, _Submit):
+                if not self._jobs:  # it was idle until now, and that is no stall
+                    self._totals.last_step_time = time.monotonic()
                 self._jobs.append(message.job)
                 with self._inbox_lock:
                     self._num_inbox -= len(message.job.inputs)
@@ -133,14 +145,14 @@ class PoolingThread:
             self._num_waiting = sum(len(job.pending) for job in self._jobs)
 
     def _step(self) -> None:
+        start = time.monotonic()
         batch = self._next_batch()
         self._num_running = len(batch)
         for group in self._groups(batch):
             for (job, index), vector in self._forward(group):
                 self._take_vector(job, index, vector)
         self._num_running = 0
-        self._num_steps += 1
-        self._last_step_time = time.monotonic()
+        self._totals.count_step("prefill", time.monotonic() - start, sum(_length(place) for place in batch))
 
     def _next_batch(self) -> list[_Place]:
         batch: list[_Place] = []
@@ -187,13 +199,13 @@ class PoolingThread:
 
     def _take_vector(self, job: PoolingJob, index: int, vector: bytes | Exception | None) -> None:
         if vector is None:
-            vector = ArithmeticError("the vector is not finite")
+            vector = NotFiniteError("the vector is not finite")
         if isinstance(vector, Exception):
-            self._num_errors += 1
+            self._totals.count_error(vector)
             logger.error("input.failed", exc_info=vector)
             self._drop(job, PoolingFailedError(index, vector))
             return
-        self._num_prompt_tokens += len(job.inputs[index].ids)
+        self._totals.num_prompt_tokens += len(job.inputs[index].ids)
         job.vectors[index] = vector
         if len(job.vectors) == len(job.inputs):
             self._drop(job, None)

@@ -1,5 +1,6 @@
 """Owns who waits, who runs and how many tokens each gets in a step. Plain ints: knows no torch, no threads, no text."""
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -147,8 +148,8 @@ class Scheduler:
             self.ledger.allocate(seq, seq.num_tokens)
         self.waiting.popleft()
         seq.status = SequenceStatus.RUNNING
-        if not seq.was_scheduled:
-            seq.was_scheduled = True
+        if seq.scheduled_time is None:
+            seq.scheduled_time = time.monotonic()
             seq.num_cached_tokens = seq.num_computed_tokens
         self.running.append(seq)
         return True

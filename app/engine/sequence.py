@@ -74,7 +74,8 @@ class StepOutput:
 
     `logprobs` runs parallel to `token_ids` when the sequence asked for them. `prompt_logprobs` comes before the first token,
     in as many pieces as the prompt has chunks: one entry per prompt token in all, None for the first. `error` is set with
-    FinishReason.ERROR. `num_cached_tokens` of the prompt came from the prefix cache.
+    FinishReason.ERROR. `num_cached_tokens` of the prompt came from the prefix cache. `scheduled_time` is when the sequence
+    first joined a batch, on the monotonic clock.
     """
 
     seq_id: int
@@ -84,6 +85,7 @@ class StepOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     error: Exception | None = None
     num_cached_tokens: int = 0
+    scheduled_time: float | None = None
 
 
 class Sequence:
@@ -110,11 +112,11 @@ class Sequence:
         "prompt_ids",
         "rng",
         "salt",
+        "scheduled_time",
         "seq_id",
         "status",
         "token_counts",
         "token_ids",
-        "was_scheduled",
     )
 
     def __init__(
@@ -141,7 +143,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         # A string seed is hashed whole, so neighbouring seeds and choices give unrelated streams; no seed reads the OS.
         self.rng = random.Random(None if params.seed is None else f"{params.seed}/{params.choice}")
-        self.was_scheduled = False
+        # On the monotonic clock, when it first joined a batch.
+        self.scheduled_time: float | None = None
         # The ledger's: blocks in order, how many of them are named, and the chain of their names.
         self.block_table: list[int] = []
         self.num_named_blocks = 0

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine.pace import PrefillPace
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
 from app.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprobs
+from app.engine.totals import Totals
 
 if TYPE_CHECKING:
     import torch
@@ -20,18 +20,6 @@ INTEGRITY_CHECK_SECONDS = 5.0
 
 class SequenceFailedError(Exception):
     """The engine could not continue this one sequence; others are not affected."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """What all steps so far have done, aborted work included."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_prompt_tokens_cached: int = 0
-    num_generation_tokens: int = 0
-    num_step_errors: int = 0
-    last_step_time: float = field(default_factory=time.monotonic)
 
 
 class Stepper:
@@ -57,15 +45,14 @@ class Stepper:
                 self._commit(part, output)
         for seq in self._scheduler.retire():
             self._runner.release(seq.seq_id)
-        self.totals.num_steps += 1
-        self.totals.last_step_time = time.monotonic()
-        self._adjust_pace(batch, self.totals.last_step_time - start)
+        self._note(batch, time.monotonic() - start)
         self._check_when_idle()
         return self.take()
 
-    def _adjust_pace(self, batch: list[ScheduledSequence], seconds: float) -> None:
+    def _note(self, batch: list[ScheduledSequence], seconds: float) -> None:
         num_streams = sum(1 for scheduled in batch if scheduled.num_new_tokens == 1)
         num_tokens = sum(scheduled.num_new_tokens for scheduled in batch)
+        self.totals.count_step("decode" if num_tokens == num_streams else "prefill", seconds, num_tokens)
         self._pace.observe(seconds, num_streams, num_tokens - num_streams)
         self._scheduler.max_num_prompt_tokens = self._pace.budget
 
@@ -138,7 +125,15 @@ class Stepper:
             if result.token_ids or prompt_logprobs or reason is not None:
                 cached = seq.num_cached_tokens
                 self._outputs.append(
-                    StepOutput(seq.seq_id, result.token_ids, reason, result.logprobs, prompt_logprobs, num_cached_tokens=cached)
+                    StepOutput(
+                        seq.seq_id,
+                        result.token_ids,
+                        reason,
+                        result.logprobs,
+                        prompt_logprobs,
+                        num_cached_tokens=cached,
+                        scheduled_time=seq.scheduled_time,
+                    )
                 )
 
     def _sample(self, logits: "torch.Tensor", sequences: list[Sequence]) -> list[Sampled | Exception]:
@@ -173,7 +168,7 @@ class Stepper:
         self.totals.num_generation_tokens += len(result.token_ids)
 
     def _fail(self, seq: Sequence, error: Exception, where: str) -> None:
-        self.totals.num_step_errors += 1
+        self.totals.count_error(error)
         logger.error("sequence.failed", exc_info=error, extra={"seq_id": seq.seq_id, "where": where})
         failure = SequenceFailedError(f"{type(error).__name__}: {error}")
         seq.finish(FinishReason.ERROR)

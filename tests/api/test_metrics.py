@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.conftest import ANSWER, Serve
 from tests.support.fakes import FakeLoader, FakeRunner, ids_of
-from tests.support.live import MODEL, LiveServer, assert_error, eventually
+from tests.support.live import MODEL, LiveServer, SlowRunner, assert_error, eventually
 
 NUM_ANSWER_TOKENS = len(ids_of(ANSWER)) + 1
 
@@ -69,6 +69,47 @@ def test_refusals_are_counted_by_reason(serve: Serve) -> None:
     assert value(server, "tfoai_requests_rejected_total", model=MODEL, reason="draining") == 1
 
 
+def test_each_refusal_has_its_reason(serve: Serve) -> None:
+    server = serve(max_num_seqs=1, max_queue=1)
+    assert server.complete(n=5).status_code == 400
+    assert server.complete(max_tokens=10**6).status_code == 400
+    assert server.complete(temperature=9).status_code == 400  # refused before the model is looked at
+    assert server.http.get("/v1/models/none").status_code == 404
+    assert server.http.put("/v1/models").status_code == 405
+
+    def of(model: str, reason: str) -> float | None:
+        labels = {"reason": reason} | ({"model": model} if model else {"model": ""})
+        return value(server, "tfoai_requests_rejected_total", **labels)
+
+    assert (of(MODEL, "invalid"), of(MODEL, "context_length"), of("", "invalid")) == (1, 1, 1)
+    assert of(MODEL, "queue_full") == 0, "a series from the start"
+
+
+def test_times_of_a_request_add_up(serve: Serve) -> None:
+    server = serve(runner=SlowRunner())
+    assert server.complete(max_tokens=50, n=2, temperature=0).status_code == 200
+    for name in ("queue", "prefill", "decode"):
+        assert value(server, f"tfoai_request_{name}_seconds_count", model=MODEL) == 2
+    phases = ("queue", "prefill", "decode")
+    times = {name: value(server, f"tfoai_request_{name}_seconds_sum", model=MODEL) or 0 for name in phases}
+    whole = value(server, "tfoai_request_duration_seconds_sum", model=MODEL, operation="text_completion") or 0
+    assert times["decode"] > 2 * 49 * 0.005
+    assert sum(times.values()) <= 2 * whole
+    steps = value(server, "tfoai_step_duration_seconds_count", model=MODEL, phase="decode") or 0
+    assert steps >= 49
+    assert value(server, "tfoai_step_duration_seconds_count", model=MODEL, phase="prefill") in (1, 2)
+    assert value(server, "tfoai_step_tokens_sum", model=MODEL) == 2 * 5 + 2 * 49
+
+
+def test_aliases_show_the_same(serve: Serve) -> None:
+    server = serve(runner=FakeRunner(answer=ANSWER), metrics_aliases="vllm")
+    assert server.complete(max_tokens=50).status_code == 200
+    labels = {"model_name": MODEL, "engine": "0"}
+    assert value(server, "vllm:generation_tokens_total", **labels) == NUM_ANSWER_TOKENS
+    assert value(server, "vllm:request_success_total", **labels, finished_reason="stop") == 1
+    assert value(server, "vllm:num_requests_waiting", **labels) == 0
+
+
 def test_states_of_a_model(serve: Serve) -> None:
     gate = threading.Event()
     server = serve(FakeLoader(gate=gate), wait_ready=False)
@@ -83,7 +124,15 @@ def test_states_of_a_model(serve: Serve) -> None:
     gate.set()
     eventually(lambda: server.registry.is_ready)
     assert states() == {"ready"}
-    info = {"model": MODEL, "source": MODEL, "type": "CausalLM", "runner": "fake", "device": "cpu", "dtype": "float32"}
+    info = {
+        "model": MODEL,
+        "source": MODEL,
+        "revision": "",
+        "type": "CausalLM",
+        "runner": "fake",
+        "device": "cpu",
+        "dtype": "float32",
+    }
     assert value(server, "tfoai_model_info", **info) == 1
     server.on_loop(server.registry.drain)
     assert states() == {"draining"}

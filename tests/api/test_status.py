@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ def ready(serve: Serve) -> LiveServer:
     return serve()
 
 
+def leaving(serve: Serve) -> LiveServer:
+    server = serve()
+    server.on_loop(server.registry.leave)
+    return server
+
+
 def draining(serve: Serve) -> LiveServer:
     server = serve()
     server.on_loop(server.registry.drain)
@@ -46,10 +53,11 @@ def dead(serve: Serve) -> LiveServer:
     [
         (loading, "loading", (200, 503, 503, 503)),
         (ready, "ready", (200, 200, 200, 200)),
+        (leaving, "ready", (200, 503, 200, 503)),
         (draining, "draining", (200, 503, 200, 503)),
         (dead, "dead", (503, 503, 200, 503)),
     ],
-    ids=["loading", "ready", "draining", "dead"],
+    ids=["loading", "ready", "leaving", "draining", "dead"],
 )
 def test_states_and_probes(serve: Serve, make: object, state: str, codes: tuple[int, ...]) -> None:
     server = make(serve)  # type: ignore[operator]
@@ -59,7 +67,7 @@ def test_states_and_probes(serve: Serve, make: object, state: str, codes: tuple[
         body = response.json()
         assert body["status"] == ("ok" if code == 200 else "unavailable")
         assert body["models"][MODEL]["state"] == state
-        assert body["draining"] is (state == "draining")
+        assert body["draining"] is (make in (leaving, draining))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,30 @@ def test_requests_are_refused_until_ready(serve: Serve, make: object, code: str)
         assert int(response.headers["retry-after-ms"]) > 0
         # So that a load balancer's kept connection does not bring the next request here.
         assert (response.headers.get("connection") == "close") is (code == "draining")
+
+
+def test_a_server_that_leaves_serves_on_and_gives_up_its_connections(serve: Serve) -> None:
+    server = leaving(serve)
+    for response in (server.complete(max_tokens=3), server.complete(max_tokens=3, stream=True), server.http.get("/v1/models")):
+        assert response.status_code == 200
+        assert response.headers["connection"] == "close"
+
+
+def test_an_engine_without_progress_fails_liveness_and_an_idle_one_does_not(serve: Serve) -> None:
+    server = serve(runner=FakeRunner(answer="a", gate=threading.Event()), stall_timeout=0.2)
+    time.sleep(0.4)
+    assert server.http.get("/livez").status_code == 200, "idle"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        request = pool.submit(server.complete)
+        try:
+            eventually(lambda: server.snapshot.num_running == 1)
+            assert server.http.get("/livez").status_code == 200, "just begun, after a long rest"
+            eventually(lambda: server.http.get("/livez").status_code == 503)
+            assert server.http.get("/readyz").status_code == 200, "not what readiness is about"
+        finally:
+            server.loader.runner.gate.set()
+        assert request.result().status_code == 200
+    assert server.http.get("/livez").status_code == 200
 
 
 def test_progress_is_shown(serve: Serve) -> None:

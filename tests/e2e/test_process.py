@@ -1,11 +1,9 @@
 """The process as its operator sees it: start, probes, signals, exit codes, one line for what is wrong."""
 
 import json
-import signal
+import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -128,54 +126,6 @@ def generated(kind: str, prompt: str, options: dict[str, Any]) -> str:
     return tokenizer.decode(output, skip_special_tokens=True)[len(prompt) :]
 
 
-def test_sigterm_finishes_the_streams_that_run_and_refuses_new_work(models: Path, tmp_path: Path) -> None:
-    with serving({"MODELS": {"m": entry(models / "opt")}}, tmp_path) as server:
-        server.wait_until_ready()
-        request = {"model": "m", "prompt": "x", "max_tokens": 400, "stream": True, "ignore_eos": True}
-        results: list[str] = []
-        running = threading.Barrier(5)
-
-        def stream() -> None:
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=request, timeout=60) as response:
-                lines = response.iter_lines()
-                results_line = next(lines)
-                running.wait()
-                results.append("\n".join([results_line, *lines]))
-
-        threads = [threading.Thread(target=stream) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        running.wait(timeout=30)
-        server.process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 5
-        while httpx.get(f"{server.url}/readyz").status_code == 200:
-            assert time.monotonic() < end
-        refused = httpx.post(f"{server.url}/v1/completions", json={"model": "m", "prompt": "x"})
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "draining"
-        assert httpx.get(f"{server.url}/livez").status_code == 200
-        for thread in threads:
-            thread.join(timeout=60)
-        assert len(results) == 4
-        assert all(text.rstrip().endswith("data: [DONE]") and '"error"' not in text for text in results)
-        assert server.process.wait(timeout=20) == 0
-
-
-def test_what_runs_longer_than_the_drain_timeout_ends_with_an_error_event(models: Path, tmp_path: Path) -> None:
-    config = {"MODELS": {"m": entry(models / "t5", "Seq2Seq", MAX_MODEL_LEN=100_000)}, "DRAIN_TIMEOUT": 0.5}
-    with serving(config, tmp_path) as server:
-        server.wait_until_ready()
-        request = {"model": "m", "prompt": "x", "max_tokens": 90_000, "stream": True, "ignore_eos": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=request, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
-            server.process.send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "service_unavailable"
-        assert server.process.wait(timeout=20) == 0
-
-
 def run(config: dict[str, Any], tmp_path: Path) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"PORT": 0, **config}))
@@ -231,20 +181,32 @@ def test_prompts_and_tokens_stay_out_of_the_log(models: Path, tmp_path: Path) ->
     with serving(config, tmp_path) as server:
         server.wait_until_ready()
         for token in ("canary-token", "canary-wrong"):
-            headers = {"Authorization": f"Bearer {token}"}
+            headers = {"Authorization": f"Bearer {token}", "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
             for body in (
                 {"model": "m", "prompt": "canary prompt"},
                 {"model": "m", "prompt": "canary prompt", "temperature": 9},
                 {"model": "canary-model", "prompt": "canary prompt"},
                 {"model": "m", "prompt": "canary prompt", "stream": True},
+                {"model": "m", "prompt": "canary prompt", "canary": True},
+                {"model": "m", "prompt": {"canary": "prompt"}},
             ):
                 httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
-            httpx.get(f"{server.url}/canary/path?canary=1", headers=headers)
+            httpx.post(f"{server.url}/v1/completions", content=b'{"prompt": "canary', headers=headers)
+            answer = httpx.get(f"{server.url}/canary/path?canary=1", headers={**headers, "X-Request-Id": "mine-1"})
+            assert answer.headers["traceparent"] == headers["traceparent"]
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port)) as raw:  # uvicorn has words of its own for this
+            raw.send(b"canary canary\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 400")
         assert server.stop() == 0
         assert "canary" not in server.log
         finished = [event for event in server.events() if event["msg"] == "request.finished"]
         assert len([event for event in finished if event["status"] == 200]) == 2
         assert all({"request_id", "route", "status", "duration_ms"} <= event.keys() for event in finished)
+        assert all((event["trace_id"], event["span_id"]) == ("ab" * 16, "cd" * 8) for event in finished)
+        assert {event["client"] for event in finished} == {"BEARER_TOKENS[0]", None}
+        assert "mine-1" in {event["request_id"] for event in finished}
+        assert len({event["request_id"] for event in finished}) == len(finished) - 1, "one line for each request"
 
 
 def test_both_console_scripts_are_installed() -> None:

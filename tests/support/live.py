@@ -17,7 +17,9 @@ from app.config import Config, ModelSettings, ModelType
 from app.engine.engine import EngineSnapshot
 from app.engine.runner import ForwardOutput
 from app.engine.scheduler import ScheduledSequence
+from app.metrics import Metrics
 from app.registry import Registry, ServedModel
+from app.server import uvicorn_config
 from tests.support.fakes import FakeLoader, FakeRunner
 
 MODEL = "fake/model"
@@ -55,7 +57,8 @@ class LiveServer:
         self.config = config
         self.loader = loader
         self.registry = Registry(config, load=loader)
-        self.app = create_app(config, self.registry)
+        self.metrics = Metrics(config.metrics_aliases)
+        self.app = create_app(config, self.registry, self.metrics)
         self.load_errors: list[Exception] = []
         # With its protocol named, as from getaddrinfo: asyncio switches off Nagle's delays (40 ms a request) only then.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -63,7 +66,9 @@ class LiveServer:
         self._socket.listen()
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = _Uvicorn(uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+        settings = uvicorn_config(self.app, config, self.metrics)
+        settings.timeout_graceful_shutdown = 1
+        self._uvicorn = _Uvicorn(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
         token = (config.bearer_tokens or (None,))[0]

@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """`python -m app CONFIG` on a free port; `url` is known once it listens."""
+    """`python -m app CONFIG` on a free port; `url` and `metrics_url` are known once it listens."""
 
     def __init__(self, config: Path, *, env: dict[str, str] | None = None) -> None:
         self.started = time.monotonic()
@@ -40,6 +40,7 @@ class ServerProcess:
                 stderr=log,
             )
         self.url = ""
+        self.metrics_url = ""
 
     @property
     def log(self) -> str:
@@ -56,7 +57,8 @@ class ServerProcess:
             assert self.process.poll() is None, self.log
             for line in self.log.splitlines():
                 if '"server.listening"' in line:
-                    self.url = json.loads(line)["url"]
+                    event = json.loads(line)
+                    self.url, self.metrics_url = event["url"], event.get("metrics_url", "")
                     return time.monotonic() - self.started
             time.sleep(0.01)
         raise AssertionError(f"it does not listen:\n{self.log}")
@@ -89,9 +91,9 @@ class ServerProcess:
 
 @contextmanager
 def serving(config: dict[str, Any], directory: Path, **kwargs: Any) -> Iterator[ServerProcess]:
-    """Run a server on a free port until the block ends."""
+    """Run a server on a free port until the block ends; without a drain delay, unless `config` says otherwise."""
     path = directory / "config.json"
-    path.write_text(json.dumps({"PORT": 0, **config}))
+    path.write_text(json.dumps({"PORT": 0, "DRAIN_DELAY": 0, **config}))
     server = ServerProcess(path, **kwargs)
     try:
         yield server
