@@ -69,6 +69,10 @@ $(VENV)/.installed-embeddings: $(VENV)/.installed-dev requirements-embeddings.tx
 test-embeddings: $(VENV)/.installed-embeddings ## Compare /v1/embeddings with sentence-transformers, on all-MiniLM-L6-v2 among others
 	$(BIN)/python -m pytest tests/e2e/test_sentence_transformers.py -s
 
+.PHONY: test-monitoring
+test-monitoring: $(VENV)/.installed-dev ## Ask a real Prometheus (Debian: apt-get install prometheus) every question of dashboard and alerts
+	TFOAI_TEST_MONITORING=1 $(BIN)/python -m pytest tests/monitoring
+
 .PHONY: demo
 demo: $(VENV)/.installed ## Train the two demo models again (about three quarters of an hour on 2 cores)
 	$(BIN)/python -m app.demo.train all
@@ -76,6 +80,11 @@ demo: $(VENV)/.installed ## Train the two demo models again (about three quarter
 .PHONY: schema
 schema: $(VENV)/.installed ## Write docs/config.schema.json anew from the code
 	$(BIN)/python -m app.config_schema > docs/config.schema.json
+
+.PHONY: metrics
+metrics: $(VENV)/.installed ## Write docs/metrics.md and the dashboard anew from the code
+	$(BIN)/python -m app.metrics_table > docs/metrics.md
+	$(BIN)/python charts/dashboard.py > charts/tfoai/dashboards/tfoai.json
 
 .PHONY: clean
 clean: ## Remove the environment and caches
