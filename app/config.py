@@ -5,9 +5,8 @@ description, a range and the words of an error live together in one `Meta`: app/
 and the table of the README from them. `load_config` stops at the first thing that is wrong and says where it is.
 """
 
-import difflib
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,8 +38,9 @@ from app.config_keys import (
     whole,
 )
 from app.config_process import ProcessSettings
+from app.config_values import fields_of, options_of, refuse_unknown, value_of
 from app.errors import ConfigError
-from app.strict_json import CUT, at_key, check_tree, kind_of, parse_json, read_text, show
+from app.strict_json import at_key, check_tree, kind_of, parse_json, read_text, show
 
 
 class ModelType(enum.StrEnum):
@@ -190,9 +190,9 @@ def load_config(path: Path | str) -> Config:
     if not isinstance(root, dict):
         raise ConfigError("", show(root), "a JSON object")
     # Unknown keys first: then the only place where tokens can be is known, and no message quotes what is there.
-    _refuse_unknown(root, ("$schema", *(f.encode_name for f in fields_of(Config))), "")
+    refuse_unknown(root, ("$schema", *(f.encode_name for f in fields_of(Config))), "")
     check_tree(root)
-    _value(root.pop("$schema", ""), Annotated[str, doc("", "the address of a JSON Schema")], "$schema")
+    value_of(root.pop("$schema", ""), Annotated[str, doc("", "the address of a JSON Schema")], "$schema")
     config = Config(**_struct_values(Config, root, ""))
     if not config.enabled_models:
         raise ConfigError("MODELS", "no enabled model", "at least one model without ENABLED false")
@@ -201,23 +201,18 @@ def load_config(path: Path | str) -> Config:
     return config
 
 
-def fields_of(cls: type[Struct]) -> list[msgspec.structs.FieldInfo]:
-    """Return the fields of a struct, its own before those of its base: the order in which people are told of them."""
-    return sorted(msgspec.structs.fields(cls), key=lambda info: info.name not in cls.__annotations__)
-
-
 def _struct_values(cls: type[Struct], raw: Any, place: str) -> dict[str, Any]:
     """Return the checked values of the keys that `raw` has, by attribute name."""
     if not isinstance(raw, dict):
         raise ConfigError(place, show(raw), "an object")
     fields = {f.encode_name: f for f in fields_of(cls)}
-    _refuse_unknown(raw, fields, place)
+    refuse_unknown(raw, fields, place)
     values: dict[str, Any] = {}
     for key, info in fields.items():
         at = at_key(place, key)
         if key in raw:
             reader = _READERS.get(key)
-            values[info.name] = reader(raw[key], at) if reader else _value(raw[key], info.type, at)
+            values[info.name] = reader(raw[key], at) if reader else value_of(raw[key], info.type, at)
         elif info.required:
             raise ConfigError(at, "nothing", expected_text(info.type))
     return values
@@ -226,7 +221,7 @@ def _struct_values(cls: type[Struct], raw: Any, place: str) -> dict[str, Any]:
 def _models(raw: Any, place: str) -> dict[str, ModelSettings]:
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(place, show(raw), "an object with at least one model: served name -> model")
-    return {_value(name, ServedName, at_key(place, name)): _model(model, at_key(place, name)) for name, model in raw.items()}
+    return {value_of(name, ServedName, at_key(place, name)): _model(model, at_key(place, name)) for name, model in raw.items()}
 
 
 def _model(raw: Any, place: str) -> ModelSettings:
@@ -271,25 +266,11 @@ def _metrics(raw: Any, place: str) -> bool:
     raise ConfigError(place, show(raw), "true, false, 1 or 0")
 
 
-def _options(raw: Any, place: str, known: dict[str, Any], refused: Iterable[str] = (), why: str = "") -> dict[str, Any]:
-    """Check a free object; null is an empty one, as it was in the old server."""
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        raise ConfigError(place, show(raw), "an object or null")
-    for key, value in raw.items():
-        if key in refused:
-            raise ConfigError(at_key(place, key), "a key that is not allowed here", f"it to be absent: {why}")
-        if key in known:
-            _value(value, known[key], at_key(place, key))
-    return dict(raw)
-
-
 def _model_config(raw: Any, place: str) -> dict[str, Any]:
     known = dict(MODEL_CONFIG_KEYS)
     if isinstance(raw, dict) and isinstance(raw.get("device_map"), dict):
         known["device_map"] = DEVICE_MAP_OBJECT
-    options = _options(raw, place, known, MODEL_CONFIG_REFUSED, "tfoai sets it when it loads the model")
+    options = options_of(raw, place, known, MODEL_CONFIG_REFUSED, "tfoai sets it when it loads the model")
     # One canonical `dtype` for whoever loads the model: `torch_dtype` is deprecated in transformers.
     dtypes = {key: options.pop(key).removeprefix("torch.") for key in ("torch_dtype", "dtype") if key in options}
     names = {DTYPE_ALIASES.get(name, name) for name in dtypes.values()}
@@ -303,12 +284,12 @@ def _model_config(raw: Any, place: str) -> dict[str, Any]:
 
 def _tokenizer_config(raw: Any, place: str) -> dict[str, Any]:
     why = "tfoai sets it when it loads the tokenizer"
-    return _options(raw, place, TOKENIZER_CONFIG_KEYS, TOKENIZER_CONFIG_REFUSED, why)
+    return options_of(raw, place, TOKENIZER_CONFIG_KEYS, TOKENIZER_CONFIG_REFUSED, why)
 
 
 def _generate_config(raw: Any, place: str) -> dict[str, Any]:
     why = "it belongs to a single call of generate()"
-    options = _options(raw, place, GENERATE_CONFIG_KEYS, GENERATE_CONFIG_REFUSED, why)
+    options = options_of(raw, place, GENERATE_CONFIG_KEYS, GENERATE_CONFIG_REFUSED, why)
     if "max_tokens" in options:
         alias = options.pop("max_tokens")
         if options.setdefault("max_length", alias) != alias:
@@ -330,21 +311,3 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "GENERATE_CONFIG": _generate_config,
     "DECODE_CONFIG": _decode_config,
 }
-
-
-def _value(raw: Any, type_: Any, place: str) -> Any:
-    try:
-        return msgspec.convert(raw, type_)
-    except msgspec.ValidationError:
-        raise ConfigError(place, show(raw), expected_text(type_)) from None
-
-
-def _refuse_unknown(raw: dict[str, Any], known: Iterable[str], place: str) -> None:
-    names = {name.upper(): name for name in known}
-    for key in raw:
-        if key in names.values():
-            continue
-        near = difflib.get_close_matches(key[:CUT].upper(), names, n=1)
-        known_keys = ", ".join(name for name in names.values() if not name.startswith("$"))
-        hint = f'a known key; did you mean "{names[near[0]]}"?' if near else f"one of {known_keys}"
-        raise ConfigError(at_key(place, key), "an unknown key", hint)

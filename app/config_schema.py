@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app import config_keys
-from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings, fields_of
+from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings
+from app.config_values import fields_of
 
 Schema = dict[str, Any]
 
