@@ -8,7 +8,7 @@ and the table of the README from them. `load_config` stops at the first thing th
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -160,6 +160,21 @@ class Config(ProcessSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
         dict[ServedName, ModelSettings],
         doc("The models by the name that clients ask for; at least one is enabled.", "an object of models"),
     ]
+    aliases: Annotated[
+        dict[ServedName, ServedName],
+        doc(
+            "Other names for models: alias -> served name, for clients whose model can not be set.",
+            "an object: name -> served name of an enabled model",
+        ),
+    ] = field(default_factory=dict)
+    compatibility: Annotated[
+        Literal["strict", "lenient"],
+        doc(
+            "strict refuses parameters that are unknown or can not be honoured; lenient leaves them out and names them in the "
+            "header x-tfoai-ignored.",
+            '"strict" or "lenient"',
+        ),
+    ] = "strict"
     bearer_tokens: Annotated[
         Annotated[tuple[BearerToken, ...], Meta(min_length=1)] | None,
         doc("Tokens that clients may send; absent or null: no authorization.", "a list of tokens or null"),
@@ -196,6 +211,10 @@ def load_config(path: Path | str) -> Config:
     config = Config(**_struct_values(Config, root, ""))
     if not config.enabled_models:
         raise ConfigError("MODELS", "no enabled model", "at least one model without ENABLED false")
+    for alias, name in config.aliases.items():
+        if alias in config.enabled_models or name not in config.enabled_models:
+            found = f'"{name}"' if name not in config.enabled_models else "an alias that is a served name itself"
+            raise ConfigError(at_key("ALIASES", alias), found, "another name for an enabled model")
     if config.metrics_port and config.metrics_port == config.port:
         raise ConfigError("METRICS_PORT", f"{config.metrics_port}, which is PORT too", "another port, or null to share PORT")
     return config

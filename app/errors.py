@@ -6,6 +6,7 @@ TfoaiError
     ├── InvalidRequest              400  malformed, out of range, contradictory
     │   ├── UnknownParameter        400  a name the API does not have
     │   ├── UnsupportedParameter    400  a name the API has and this server or model can not honour
+    │   ├── Inapplicable            400  a parameter that means nothing beside the others
     │   └── ContextLengthExceeded   400  prompt + max_tokens do not fit the model
     ├── Unauthorized                401  missing or wrong bearer token
     ├── NotFound                    404  unknown URL
@@ -78,6 +79,10 @@ class UnknownParameter(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class Inapplicable(InvalidRequest):
+    pass
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -62,6 +62,7 @@ class Metrics:
         self.prompt_tokens = self._histogram("request_prompt_tokens")
         self.generation_tokens = self._histogram("request_generation_tokens")
         self.http_requests = self._counter("http_requests")
+        self.parameters_ignored = self._counter("parameters_ignored")
         # There from the start, so that a rate is 0 and not absent before the first event.
         for reason in ("missing", "malformed", "unknown"):
             self.auth_failures.labels(reason)

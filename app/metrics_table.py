@@ -121,6 +121,12 @@ REQUEST_METRICS = (
         "invalid); model is empty if the request was refused before it was known",
         ("model", "reason"),
     ),
+    Spec(
+        "parameters_ignored",
+        "counter",
+        "Parameters left out of requests because COMPATIBILITY is lenient; parameter is one of the API's names, or unknown",
+        ("parameter",),
+    ),
     Spec("client_disconnects", "counter", "Requests whose client left before the end", _MODEL),
     Spec(
         "auth_failures",

@@ -24,6 +24,7 @@ class Registry:
     def __init__(self, config: Config, load: Loader | None = None) -> None:
         self.load = load or load_model
         self.models = {name: ServedModel(name, settings, config.max_queue) for name, settings in config.enabled_models.items()}
+        self.aliases = config.aliases
         self.stall_timeout = config.stall_timeout
         # Not ready any more, but still serving; then draining.
         self.is_leaving = False
@@ -50,8 +51,8 @@ class Registry:
             logger.info("model.ready", extra={"model": model.name})
 
     def get(self, name: str) -> ServedModel:
-        """Return a served model, loaded or not; raise ModelNotFound."""
-        model = self.models.get(name)
+        """Return a served model by its name or an alias, loaded or not; raise ModelNotFound."""
+        model = self.models.get(self.aliases.get(name, name))
         if model is None:
             raise ModelNotFound(name)
         return model

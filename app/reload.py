@@ -26,7 +26,7 @@ logger = logging.getLogger("tfoai.reload")
 # Keys that are looked at whenever they matter, so that a new value holds at once. All others wait for a restart.
 LIVE_KEYS = frozenset(
     {
-        *("models", "max_queue", "model_reload"),
+        *("models", "aliases", "max_queue", "model_reload"),
         *("bearer_tokens", "bearer_tokens_dir"),
         *("drain_delay", "drain_timeout", "reload_interval"),
     }

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from app.api.context import Context, new_id
 from app.api.generate import Candidate, Generation, Prompt
+from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
 from app.api.requests import read_body, respond
 from app.api.schemas.chat import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     status_code=200,
     operation_class=documented("Create a chat completion", ChatRequest, ChatCompletion, streams=True),
 )
+@may_be_lenient
 async def create_chat_completion(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, ChatRequest, REFUSED)
     body.check()

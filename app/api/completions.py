@@ -9,6 +9,7 @@ from litestar import Request, post
 
 from app.api.context import Context, new_id
 from app.api.generate import Candidate, Generation, Prompt
+from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
 from app.api.requests import read_body, respond
 from app.api.schemas.common import LOWEST_LOGPROB, check_token_id
@@ -34,6 +35,7 @@ DEFAULT_MAX_TOKENS = 16
     status_code=200,
     operation_class=documented("Create a completion", CompletionRequest, Completion, streams=True),
 )
+@may_be_lenient
 async def create_completion(request: Request[Any, Any, Any], context: Context) -> Any:
     return await _complete(request, context, await read_body(request, CompletionRequest, REFUSED))
 
@@ -43,6 +45,7 @@ async def create_completion(request: Request[Any, Any, Any], context: Context) -
     status_code=200,
     operation_class=documented("Create a completion (legacy path)", CompletionRequest, Completion, streams=True),
 )
+@may_be_lenient
 async def create_engine_completion(request: Request[Any, Any, Any], context: Context, model_name: str) -> Any:
     """The path names the model, as in OpenAI's API of 2022 and in transformers-openai-api."""
     body = await read_body(request, CompletionRequest, REFUSED, {"model": model_name})

@@ -21,6 +21,10 @@ class Context:
     registry: Registry
     metrics: Metrics
 
+    @property
+    def is_lenient(self) -> bool:
+        return self.config.compatibility == "lenient"
+
     def begin(self, scope: Any, name: str, num_sequences: int, operation: str) -> Generation:
         """Admit a request for `num_sequences` sequences of the model `name`; raise what refuses it.
 

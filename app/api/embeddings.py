@@ -11,6 +11,7 @@ from litestar import Request, Response, post
 
 from app.api.context import Context
 from app.api.embed import EmbeddingWork
+from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
 from app.api.requests import read_body, unless_disconnected
 from app.api.schemas.embeddings import (
@@ -30,6 +31,7 @@ from app.registry import ServedModel
     status_code=200,
     operation_class=documented("Turn texts into vectors", EmbeddingRequest, EmbeddingList),
 )
+@may_be_lenient
 async def create_embeddings(request: Request[Any, Any, Any], context: Context) -> Any:
     return await _embed(request, context, await read_body(request, EmbeddingRequest, {}))
 
@@ -39,6 +41,7 @@ async def create_embeddings(request: Request[Any, Any, Any], context: Context) -
     status_code=200,
     operation_class=documented("Turn texts into vectors (legacy path)", EmbeddingRequest, EmbeddingList),
 )
+@may_be_lenient
 async def create_engine_embeddings(request: Request[Any, Any, Any], context: Context, model_name: str) -> Any:
     """The path names the model, as in OpenAI's API of 2022."""
     body = await read_body(request, EmbeddingRequest, {}, {"model": model_name})

@@ -16,6 +16,7 @@ from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
 from app.api.context import Context
 from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
+from app.api.lenient import header_of
 from app.api.request_state import RequestState
 from app.engine.sequence import FinishReason
 from app.errors import RequestError
@@ -51,6 +52,7 @@ class RequestMiddleware:
                     (b"x-request-id", state.request_id.encode()),
                     (b"openai-processing-ms", str(milliseconds).encode()),
                     (b"openai-version", b"2020-10-01"),
+                    *([(b"x-tfoai-ignored", header_of(state.ignored))] if state.ignored else ()),
                 ]
             await send(message)
 

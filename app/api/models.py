@@ -13,14 +13,17 @@ from app.registry import ModelState, ServedModel
 
 @get("/v1/models", operation_class=documented("List the served models", None, ModelList))
 async def list_models(context: Context) -> Any:
-    """Models that are still loading are listed too; `state` tells."""
-    return ModelList([_model_object(model) for model in context.registry.models.values()])
+    """Models that are still loading are listed too; `state` tells. Aliases are listed like models; `root` tells."""
+    registry = context.registry
+    names = [*registry.models, *registry.aliases]
+    return ModelList([_model_object(name, registry.get(name)) for name in names])
 
 
 # A path parameter with slashes, since a served name may be a hub id.
 @get("/v1/models/{model_name:path}", operation_class=documented("Describe one served model", None, ModelObject))
 async def get_model(context: Context, model_name: str) -> Any:
-    return _model_object(context.registry.get(model_name.lstrip("/")))
+    name = model_name.lstrip("/")
+    return _model_object(name, context.registry.get(name))
 
 
 @get("/v1/engines", operation_class=documented("List the served models (legacy)", None, EngineList))
@@ -28,10 +31,11 @@ async def list_engines(context: Context) -> Any:
     return EngineList([EngineObject(model.name, model.state is ModelState.READY) for model in context.registry.models.values()])
 
 
-def _model_object(model: ServedModel) -> ModelObject:
+def _model_object(name: str, model: ServedModel) -> ModelObject:
     loaded, encoder = model.loaded_or_none, model.encoder_or_none
     return ModelObject(
-        id=model.name,
+        id=name,
+        root=model.name,
         created=model.created,
         state=str(model.state),
         type=str(model.settings.type),

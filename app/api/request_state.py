@@ -28,6 +28,8 @@ class RequestState:
     # The served name, once it is known to be one.
     model: str = ""
     generation: Generation | EmbeddingWork | None = None
+    # Places of parameters that are left out of the body (COMPATIBILITY "lenient").
+    ignored: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, scope: Any) -> "RequestState":

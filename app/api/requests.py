@@ -8,6 +8,8 @@ import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
+from app.api.lenient import leave_out
+from app.api.request_state import RequestState
 from app.api.schemas.common import decode_body
 from app.api.sse import event_stream
 from app.errors import RequestError
@@ -38,7 +40,8 @@ async def read_body(
         body = await request.body()
     except InternalServerException as error:  # Litestar's word for a client that stopped in the middle of its body
         raise ClientDisconnected from error
-    return decode_body(body, kind, refused, defaults or {})
+    ignored = RequestState.of(request.scope).ignored
+    return decode_body(body, kind, refused, defaults or {}, without=lambda data: leave_out(data, ignored))
 
 
 async def unless_disconnected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:

@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Request, get, post
 
 from app.api.context import Context
+from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
 from app.api.requests import read_body, unless_disconnected
 from app.api.schemas.common import check_token_id
@@ -29,6 +30,7 @@ from app.registry import ServedModel
     status_code=200,
     operation_class=documented("Turn a text or a conversation into token ids", TokenizeRequest, TokenizeResponse),
 )
+@may_be_lenient
 async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, TokenizeRequest, REFUSED)
     body.check()
@@ -65,6 +67,7 @@ async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     status_code=200,
     operation_class=documented("Turn token ids into their text", DetokenizeRequest, DetokenizeResponse),
 )
+@may_be_lenient
 async def detokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     """Special tokens stay in the text, so that tokenizing it again gives the same ids."""
     body = await read_body(request, DetokenizeRequest, {})

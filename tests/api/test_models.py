@@ -20,6 +20,7 @@ def test_one_model(serve: Serve) -> None:
         "object": "model",
         "created": server.model.created,
         "owned_by": "tfoai",
+        "root": MODEL,
         "state": "ready",
         "type": "CausalLM",
         "runner": "fake",
@@ -30,6 +31,14 @@ def test_one_model(serve: Serve) -> None:
     # The name holds a slash; openai-python writes it as %2F, curl users as it is.
     assert server.http.get("/v1/models/fake/model").json() == model
     assert server.http.get("/v1/models/fake%2Fmodel").json() == model
+
+
+def test_aliases_reach_their_model(serve: Serve) -> None:
+    server = serve(names=("own", "other"), aliases={"gpt-4o": "other"})
+    listed = server.http.get("/v1/models").json()["data"]
+    assert [(model["id"], model["root"]) for model in listed] == [("own", "own"), ("other", "other"), ("gpt-4o", "other")]
+    assert server.http.get("/v1/models/gpt-4o").json()["root"] == "other"
+    assert server.complete(model="gpt-4o", max_tokens=1).json()["model"] == "other"
 
 
 @pytest.mark.parametrize("name", ["plain", "a/b/c", "with.dot", "ümlaut", "q?x", "per%cent", "a:b@c+d"])

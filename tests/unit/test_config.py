@@ -155,6 +155,8 @@ BROKEN: list[tuple[Any, str, str]] = [
     (with_top(BEARER_TOKENS=[[SECRET]]), "BEARER_TOKENS[0]: ", "found a list"),
     (with_top(BEARER_TOKENS=[None]), "BEARER_TOKENS[0]: ", "found null"),
     (with_top(BEARER_TOKENS_DIR=""), "BEARER_TOKENS_DIR: ", "expected the path of a directory or null"),
+    (with_top(ALIASES=1), "ALIASES: ", "expected an object: name -> served name of an enabled model"),
+    (with_top(COMPATIBILITY="loose"), "COMPATIBILITY: ", 'expected "strict" or "lenient"'),
     (with_top(METRICS_PORT=70000), "METRICS_PORT: ", "expected a whole number from 0 to 65535, or null"),
     (with_top(METRICS_ALIASES="tgi"), "METRICS_ALIASES: ", 'expected "vllm" or null'),
     (with_top(MODEL_RELOAD="never"), "MODEL_RELOAD: ", 'expected "swap", "replace" or "restart"'),
@@ -253,6 +255,7 @@ BROKEN: list[tuple[Any, str, str]] = [
 
 # Broken in a way that JSON Schema can not say.
 BROKEN_BEYOND_SCHEMA: list[tuple[Any, str, str]] = [
+    (with_top(ALIASES={"a": "nobody"}), "ALIASES.a: ", 'found "nobody"; expected another name for an enabled model'),
     (with_top(METRICS_PORT=5000), "METRICS_PORT: ", "found 5000, which is PORT too"),
     (
         with_model(MODEL_CONFIG={"dtype": "float16", "torch_dtype": "bfloat16"}),

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
 from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
-from app.errors import InvalidRequest, UnsupportedParameter
+from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
@@ -63,6 +63,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     prediction: Prediction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -74,7 +75,7 @@ class ChatRequest(SamplingFields, kw_only=True):
         """Raise InvalidRequest for contradictions and UnsupportedParameter for values that are not honoured yet."""
         self.check_stream_options()
         if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
+            raise Inapplicable("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
         if self.store:
             raise UnsupportedParameter("`store` true is not supported: nothing is stored here.", param="store")
         if self.modalities is not None and self.modalities != ["text"]:

@@ -1,14 +1,14 @@
 """Owns what completions and chat share: sampling fields, usage, the model list, decoding of bodies. Knows no endpoint."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.engine.defaults import SamplingRequest
-from app.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
+from app.errors import Inapplicable, InvalidRequest, UnknownParameter, UnsupportedParameter
 
 MAX_N = 16
 # JSON has no infinity; OpenAI writes this for it.
@@ -62,7 +62,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def check_stream_options(self) -> None:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("`stream_options` is only allowed when `stream` is true.", param="stream_options")
+            raise Inapplicable("`stream_options` is only allowed when `stream` is true.", param="stream_options")
 
     def sampling_request(self, vocab_size: int, *, n: int, **more: Any) -> SamplingRequest:
         """Return the engine's view of these fields for `n` choices; raise InvalidRequest for ids outside the vocabulary."""
@@ -97,9 +97,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         bias: dict[int, float] = {}
         for key, value in self.logit_bias.items():
             if not re.fullmatch(r"[0-9]{1,10}", key):
-                raise InvalidRequest(
-                    f"`logit_bias` maps token ids to numbers; {key[:20]!r} is no token id.", param="logit_bias"
-                )
+                raise Inapplicable(f"`logit_bias` maps token ids to numbers; {key[:20]!r} is no token id.", param="logit_bias")
             check_token_id(int(key), vocab_size, "logit_bias")
             bias[int(key)] = value
         return bias
@@ -131,12 +129,16 @@ class Usage(msgspec.Struct):
 
 
 class ModelObject(msgspec.Struct, kw_only=True):
-    """One entry of the model list; the fields after `owned_by` are tfoai's own."""
+    """One entry of the model list; the fields after `owned_by` are tfoai's own.
+
+    `root` is the served name: that of which `id` is an alias, or `id` itself.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "tfoai"
+    root: str
     state: str
     type: str
     runner: str | None = None
@@ -185,10 +187,17 @@ _AT = re.compile(r"^(?P<message>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 
 
-def decode_body(body: bytes, kind: type[S], refused: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> S:
+def decode_body(
+    body: bytes,
+    kind: type[S],
+    refused: Mapping[str, str],
+    defaults: Mapping[str, Any] | None = None,
+    without: Callable[[dict[str, Any]], None] | None = None,
+) -> S:
     """Decode a JSON body; raise InvalidRequest or a subclass that names the parameter.
 
     `refused` maps names that OpenAI documents and tfoai does not honour to the reason; null is as good as absent for them.
+    `without` takes out what is to be left out.
     """
     try:
         data = msgspec.json.decode(body)
@@ -197,6 +206,8 @@ def decode_body(body: bytes, kind: type[S], refused: Mapping[str, str], defaults
     if not isinstance(data, dict):
         raise InvalidRequest("The request body must be a JSON object.")
     data = {**(defaults or {}), **data}
+    if without is not None:
+        without(data)
     for name in refused.keys() & data.keys():
         if data.pop(name) is not None:
             raise UnsupportedParameter(f"`{name}` is not supported: {refused[name]}", param=name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from app.errors import InvalidRequest, UnsupportedParameter
+from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
 
 MAX_TOOLS = 128
 
@@ -83,14 +83,14 @@ def offered_tools(
     """Put the fields together; raise InvalidRequest for contradictions, UnsupportedParameter for what is not honoured."""
     if functions:
         if tools or tool_choice is not None:
-            raise InvalidRequest("`functions` is the older name of `tools`; give one of them.", param="functions")
+            raise Inapplicable("`functions` is the older name of `tools`; give one of them.", param="functions")
         shown = [function.for_template(f"functions.[{index}]") for index, function in enumerate(functions)]
         choice: str | dict[str, Any] | None = function_call if isinstance(function_call, str) else None
         if isinstance(function_call, NamedFunction):
             choice = {"type": "function", "function": {"name": function_call.name}}
         return _chosen(shown, choice, limit=1, param="function_call", is_legacy=True)
     if function_call not in (None, "none"):
-        raise InvalidRequest("`function_call` is only allowed when `functions` are given.", param="function_call")
+        raise Inapplicable("`function_call` is only allowed when `functions` are given.", param="function_call")
     shown = [tool.function.for_template(f"tools.[{index}].function") for index, tool in enumerate(tools or ())]
     return _chosen(shown, tool_choice, limit=1 if parallel_tool_calls is False else None, param="tool_choice", is_legacy=False)
 
@@ -103,7 +103,7 @@ def _chosen(
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"There are two functions of the name {twice!r}.", param="functions" if is_legacy else "tools")
     if choice not in (None, "none") and not shown:
-        raise InvalidRequest("`tool_choice` is only allowed when `tools` are given.", param=param)
+        raise Inapplicable("`tool_choice` is only allowed when `tools` are given.", param=param)
     if choice == "none" or not shown:
         return OfferedTools()
     if choice in (None, "auto"):

@@ -1,0 +1,110 @@
+"""Owns the table of every parameter of every endpoint and its fate, and its page. Knows no handler.
+
+The parameters that are honoured are the fields of the endpoints' structs, which decode bodies; those that are refused are the
+`REFUSED` of their modules, which decoding asks too. What is said here is which fields change nothing, and which honour a part
+of their values only. docs/compatibility.md is made from it: `python -m app.api.compatibility > docs/compatibility.md`.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from app.api.schemas import chat, completions, tokenize
+from app.api.schemas.embeddings import EmbeddingRequest
+
+
+class Fate(enum.StrEnum):
+    """What happens to a parameter that is sent with a legal value."""
+
+    HONOURED = "honoured"
+    NO_EFFECT = "no effect"
+    REFUSED = "refused"
+
+
+class Parameter(NamedTuple):
+    name: str
+    fate: Fate
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route's parameters. `no_effect` and `notes` map names to sentences; every name in them is a field of `request`."""
+
+    route: str
+    request: type[msgspec.Struct]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    no_effect: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Every parameter, in the order of the alphabet."""
+        names = [info.encode_name for info in msgspec.structs.fields(self.request)]
+        rows = [Parameter(name, Fate.REFUSED, reason) for name, reason in self.refused.items()]
+        for name in names:
+            if name in self.no_effect:
+                rows.append(Parameter(name, Fate.NO_EFFECT, self.no_effect[name]))
+            else:
+                rows.append(Parameter(name, Fate.HONOURED, self.notes.get(name, "")))
+        return sorted(rows)
+
+
+_USER = {"user": "nothing here is counted by user."}
+_HOSTING = {
+    "metadata": "it labels what OpenAI stores; nothing is stored here.",
+    "prompt_cache_key": "the prefix cache finds what is common by itself.",
+    "prompt_cache_options": "the prefix cache needs no options.",
+    "prompt_cache_retention": "cached blocks stay until their memory is needed.",
+    "safety_identifier": "nothing here is counted by user.",
+}
+_STREAM = {"stream_options": "`include_usage`; `include_obfuscation` is taken, and no padding is sent."}
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/chat/completions",
+        chat.ChatRequest,
+        chat.REFUSED,
+        _USER | _HOSTING | {"prediction": "a hint to be faster, which is not used."},
+        _STREAM
+        | {
+            "messages": "text, refusals and calls; other content parts are refused.",
+            "modalities": '`["text"]`.',
+            "reasoning_effort": "where the model's template has a switch for it; else refused.",
+            "service_tier": "a priority among requests that wait.",
+            "store": "false; true is refused: nothing is stored here.",
+        },
+    ),
+    Endpoint("/v1/completions", completions.CompletionRequest, completions.REFUSED, _USER, _STREAM),
+    Endpoint("/v1/embeddings", EmbeddingRequest, {}, _USER),
+    Endpoint("/tokenize", tokenize.TokenizeRequest, tokenize.REFUSED),
+    Endpoint("/detokenize", tokenize.DetokenizeRequest),
+)
+
+# What a metric may name; everything else is "unknown".
+NAMES = frozenset(parameter.name for endpoint in ENDPOINTS for parameter in endpoint.parameters)
+
+_HEAD = """# Compatibility
+
+Made from `app/api/compatibility.py`; the tests send every parameter below and see its fate.
+
+**A 200 means that every parameter that was sent was honoured; anything else is a 400 that names it.** *No effect* is said of
+what can not change an answer here. A name that is not below is refused too. With `COMPATIBILITY: "lenient"` what is refused as
+unknown or unsupported is left out instead, and the header `x-tfoai-ignored` of the answer names it; wrong values stay errors.
+"""
+
+
+def page() -> str:
+    """Return docs/compatibility.md."""
+    parts = [_HEAD]
+    for endpoint in ENDPOINTS:
+        parts += [f"\n## {endpoint.route}\n\n", "| Parameter | Fate | |\n", "|---|---|---|\n"]
+        parts += [f"| `{row.name}` | {row.fate} | {row.note} |\n" for row in endpoint.parameters]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

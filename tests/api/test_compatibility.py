@@ -1,0 +1,231 @@
+"""The table of parameters is true: each one is sent in a legal, a wrong and an out-of-range form, and meets its fate."""
+
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from app.api.compatibility import ENDPOINTS, Endpoint, Fate, page
+from app.config import ModelType
+from tests.api.conftest import Serve
+from tests.support.fakes import FakeEmbeddingLoader, FakeLoader, FakePoolingRunner
+from tests.support.live import MODEL, LiveServer, assert_error, live_server
+
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+FUNCTION: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+USER = {"role": "user", "content": "hello"}
+# Reads tools and a variable of its own, so that there is something to send.
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if tools %}{{ tools }}<tool_call>arguments{% endif %}"
+    "{% if shout is defined %}!{% endif %}{% if enable_thinking is defined %}?{% endif %}"
+)
+
+
+class Case(typing.NamedTuple):
+    """One parameter's legal value, values that are none, and what else has to be sent for it to mean anything."""
+
+    legal: Any
+    illegal: tuple[Any, ...]
+    beside: Mapping[str, Any] = MappingProxyType({})
+
+
+NUMBER = ("x", [], {})
+SAMPLING = {
+    "model": Case(MODEL, (1, "", "x" * 513)),
+    "n": Case(2, (*NUMBER, 0, 17, 1.5)),
+    "temperature": Case(0.5, (*NUMBER, -0.1, 2.1)),
+    "top_p": Case(0.5, (*NUMBER, 0, 1.1)),
+    "frequency_penalty": Case(-2, (*NUMBER, -2.1, 2.1)),
+    "presence_penalty": Case(2, (*NUMBER, -2.1, 2.1)),
+    "logit_bias": Case({"65": -100}, (1, {"65": 101}, {"65": "x"}, {"word": 1}, {"99999": 1})),
+    "seed": Case(-(2**63), (*NUMBER, 2**63, 1.5)),
+    "stop": Case(["a", "b"], (1, {}, [1], "", ["a"] * 5, "x" * 257)),
+    "stream": Case(True, (1, "true")),
+    "stream_options": Case({"include_usage": True}, (1, {"include_usage": 1}, {"unknown": True}), {"stream": True}),
+    "user": Case("me", (1, "x" * 4097)),
+    "top_k": Case(5, (*NUMBER, -2, 1.5)),
+    "min_p": Case(0.1, (*NUMBER, -0.1, 1.1)),
+    "repetition_penalty": Case(1.1, (*NUMBER, 0, 10.1)),
+    "min_tokens": Case(1, (*NUMBER, -1, 10_000)),
+    "ignore_eos": Case(True, (1, "x")),
+    "stop_token_ids": Case([65], (1, ["x"], [-1], [99999], [65] * 65)),
+    "priority": Case(-1000, (*NUMBER, -1001, 1001)),
+    "max_tokens": Case(3, (*NUMBER, -1, 2**31)),
+}
+PARAMETERS: dict[str, dict[str, Case]] = {
+    "/v1/chat/completions": SAMPLING
+    | {
+        "messages": Case([USER], (1, [], [1], [{"role": "king", "content": "x"}], [{"role": "user"}])),
+        "max_completion_tokens": Case(3, (*NUMBER, -1, 2**31)),
+        "logprobs": Case(True, (1, "x")),
+        "top_logprobs": Case(20, (*NUMBER, -1, 21), {"logprobs": True}),
+        "tools": Case(TOOLS, (1, [1], [{"type": "function"}], [{"type": "function", "function": {"name": "a b"}}])),
+        "tool_choice": Case("auto", (1, "maybe", {"type": "function"}), {"tools": TOOLS}),
+        "parallel_tool_calls": Case(False, (1, "x"), {"tools": TOOLS}),
+        "functions": Case([FUNCTION], (1, [1], [{}])),
+        "function_call": Case("auto", (1, {"name": ""}), {"functions": [FUNCTION]}),
+        "response_format": Case({"type": "text"}, (1, {"type": "poem"})),
+        "modalities": Case(["text"], (1, [1], ["audio"])),
+        "store": Case(False, (1, True)),
+        "metadata": Case({"a": "b"}, (1, {"a": 1})),
+        "safety_identifier": Case("me", (1,)),
+        "prompt_cache_key": Case("k", (1,)),
+        "prompt_cache_retention": Case("in_memory", (1,)),
+        "prompt_cache_options": Case({"mode": "implicit"}, (1,)),
+        "service_tier": Case("flex", (1, "first class")),
+        "prediction": Case({"type": "content", "content": "x"}, (1, {"type": "image", "content": "x"})),
+        "reasoning_effort": Case("high", (1, "utmost")),
+        "chat_template_kwargs": Case({"shout": True}, (1, {"messages": []}, {"unknown": 1})),
+        "add_generation_prompt": Case(False, (1, "x")),
+        "continue_final_message": Case(
+            True, (1, "x"), {"messages": [USER, {"role": "assistant", "content": "I"}], "add_generation_prompt": False}
+        ),
+        "audio": Case({"format": "wav", "voice": "alloy"}, (1,)),
+        "moderation": Case({"model": "m"}, (1,)),
+        "verbosity": Case("low", (1,)),
+        "web_search_options": Case({}, (1,)),
+    },
+    "/v1/completions": SAMPLING
+    | {
+        "prompt": Case("hello", (1, {}, [], ["a", 1], [[]], [-1], [99999])),
+        "best_of": Case(2, (*NUMBER, 0, 17)),
+        "echo": Case(True, (1, "x")),
+        "logprobs": Case(5, (*NUMBER, -1, 6, True)),
+        "suffix": Case("the end", (1,)),
+    },
+    "/v1/embeddings": {
+        "model": SAMPLING["model"],
+        "input": Case("hello", (1, {}, [], "", ["a", 1], [[]], [99999])),
+        "encoding_format": Case("base64", (1, "hex")),
+        "dimensions": Case(2, (*NUMBER, 0, 4)),
+        "user": SAMPLING["user"],
+        "prompt_name": Case(None, (1, "unknown", "x" * 201)),
+        "truncate_prompt_tokens": Case(-1, (*NUMBER, 0, -2, 10_000)),
+    },
+    "/tokenize": {
+        "model": SAMPLING["model"],
+        "prompt": Case("hello", (1, [1])),
+        "add_special_tokens": Case(False, (1, "x")),
+        "return_token_strs": Case(True, (1, "x")),
+        "messages": Case([USER], (1, [], [{"role": "king", "content": "x"}]), {"prompt": None}),
+        "tools": Case(TOOLS, (1, [1]), {"prompt": None, "messages": [USER]}),
+        "add_generation_prompt": Case(False, (1, "x"), {"prompt": None, "messages": [USER]}),
+        "continue_final_message": Case(False, (1, "x"), {"prompt": None, "messages": [USER]}),
+        "chat_template_kwargs": Case({"shout": True}, (1, {"unknown": 1}), {"prompt": None, "messages": [USER]}),
+        "chat_template": Case("{{ messages }}", (1,)),
+        "media_io_kwargs": Case({}, (1,)),
+        "mm_processor_kwargs": Case({}, (1,)),
+    },
+    "/detokenize": {"model": SAMPLING["model"], "tokens": Case([65], (1, ["x"], [-1], [99999]))},
+}
+NEEDED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [USER], "max_tokens": 2},
+    "/v1/completions": {"prompt": "hello", "max_tokens": 2},
+    "/v1/embeddings": {"input": "hello"},
+    "/tokenize": {"prompt": "hello"},
+    "/detokenize": {"tokens": [65]},
+}
+ROWS = [
+    pytest.param(endpoint, parameter.name, parameter.fate, id=f"{endpoint.route}-{parameter.name}")
+    for endpoint in ENDPOINTS
+    for parameter in endpoint.parameters
+]
+
+
+@pytest.fixture(scope="module")
+def text_server() -> Iterator[LiveServer]:
+    with live_server(FakeLoader(chat_template=TEMPLATE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def embedding_server() -> Iterator[LiveServer]:
+    loader: Any = FakeEmbeddingLoader(runner=FakePoolingRunner())
+    with live_server(loader, type=ModelType.EMBEDDING) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("endpoint", "name", "fate"), ROWS)
+def test_fate(endpoint: Endpoint, name: str, fate: Fate, text_server: LiveServer, embedding_server: LiveServer) -> None:
+    server = embedding_server if "embeddings" in endpoint.route else text_server
+    case = PARAMETERS[endpoint.route][name]
+    needed = {"model": MODEL} | NEEDED[endpoint.route] | dict(case.beside)
+
+    legal = server.http.post(endpoint.route, json=needed | {name: case.legal})
+    if fate is Fate.REFUSED:
+        assert_error(legal, 400, param=name, code="unsupported_parameter")
+    else:
+        assert legal.status_code == 200, legal.text
+
+    for value in case.illegal:
+        response = server.http.post(endpoint.route, json=needed | {name: value})
+        if name == "model" and isinstance(value, str):
+            assert response.status_code in (400, 404), response.text
+            continue
+        param = assert_error(response, 400)["param"]
+        assert param is not None and param.split(".")[0] == name, (value, response.text)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.route)
+def test_every_parameter_of_the_table_has_a_case(endpoint: Endpoint) -> None:
+    assert set(PARAMETERS[endpoint.route]) == {parameter.name for parameter in endpoint.parameters}
+    fields = {info.encode_name for info in msgspec.structs.fields(endpoint.request)}
+    assert endpoint.no_effect.keys() <= fields and endpoint.notes.keys() <= fields
+    assert not endpoint.refused.keys() & fields
+
+
+@pytest.mark.parametrize(
+    ("route", "parameters"),
+    [
+        ("/v1/chat/completions", chat_create_params.CompletionCreateParamsBase),
+        ("/v1/completions", completion_create_params.CompletionCreateParamsBase),
+        ("/v1/embeddings", embedding_create_params.EmbeddingCreateParams),
+    ],
+)
+def test_the_table_has_all_that_openai_documents(route: str, parameters: type) -> None:
+    (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.route == route)
+    assert set(parameters.__annotations__) <= {parameter.name for parameter in endpoint.parameters}
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "python -m app.api.compatibility > docs/compatibility.md"
+
+
+class TestLenient:
+    def test_what_is_refused_is_left_out_and_named(self, serve: Serve) -> None:
+        server = serve(compatibility="lenient")
+        response = server.complete(max_tokens=2, suffix="x", unknown_name=1, stream_options={"include_usage": True}, user="me")
+        assert response.status_code == 200
+        assert response.headers["x-tfoai-ignored"].split(", ") == ["suffix", "unknown_name", "stream_options"]
+        assert server.is_idle()
+
+    def test_a_place_deep_inside(self, serve: Serve) -> None:
+        server = serve(FakeLoader(chat_template=TEMPLATE), compatibility="lenient")
+        tools = [{"type": "function", "function": FUNCTION | {"flavour": "sweet"}}]
+        response = server.chat(max_tokens=2, tools=tools, verbosity="low")
+        assert response.status_code == 200
+        assert response.headers["x-tfoai-ignored"].split(", ") == ["verbosity", "tools.[0].function.flavour"]
+
+    def test_wrong_values_and_what_the_request_is_about_stay_errors(self, serve: Serve) -> None:
+        server = serve(compatibility="lenient")
+        assert_error(server.complete(temperature=3), 400, param="temperature")
+        part = {"type": "image_url", "image_url": {"url": "data:"}}
+        error = assert_error(server.chat([{"role": "user", "content": [part]}]), 400)
+        assert error["param"].startswith("messages.")
+
+    def test_many_unknown_names_come_to_an_end(self, serve: Serve) -> None:
+        server = serve(compatibility="lenient")
+        response = server.complete(**{f"unknown_{number}": 1 for number in range(100)})
+        assert_error(response, 400, code="unknown_parameter")
+
+    def test_strict_names_nothing(self, serve: Serve) -> None:
+        server = serve()
+        assert "x-tfoai-ignored" not in server.complete(max_tokens=2).headers
+        assert_error(server.complete(suffix="x"), 400, param="suffix")
