@@ -1,6 +1,7 @@
 """Owns log lines: JSON for machines, short lines for people at a terminal. Knows no requests; logs no prompt and no token."""
 
 import logging
+import re
 import sys
 import traceback
 
@@ -9,6 +10,21 @@ from pythonjsonlogger.json import JsonFormatter
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 # Libraries that log request contents or their own access lines.
 _QUIET = ("transformers", "httpx", "httpcore", "asyncio", "litestar", "uvicorn", "filelock")
+
+
+# What could be a secret in a message that a library wrote: a header's value, a token of the hub.
+_SECRET = re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+|\bhf_[a-z0-9]{8,}")
+
+
+class _Redacted(logging.Formatter):
+    """Another formatter's lines without what looks like a secret. Our own lines have none; those of libraries are not ours."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _SECRET.sub(lambda match: f"{match[1] or ''}[redacted]", self._inner.format(record))
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -35,18 +51,18 @@ def setup_logging(level: int = logging.INFO) -> None:
     """Send every log line to stderr: readable on a terminal, one JSON object a line elsewhere."""
     handler = logging.StreamHandler(sys.stderr)
     if sys.stderr.isatty():
-        handler.setFormatter(_TerminalFormatter())
+        handler.setFormatter(_Redacted(_TerminalFormatter()))
     else:
-        handler.setFormatter(
-            JsonFormatter(
-                ["timestamp", "levelname", "name", "message"],
-                rename_fields={"levelname": "level", "name": "logger", "message": "msg", "timestamp": "ts"},
-                timestamp=True,
-            )
+        json_formatter = JsonFormatter(
+            ["timestamp", "levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "message": "msg", "timestamp": "ts"},
+            timestamp=True,
         )
+        handler.setFormatter(_Redacted(json_formatter))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.captureWarnings(True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 

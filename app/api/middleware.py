@@ -116,8 +116,9 @@ class RequestMiddleware:
             reasons = {one.finish_reason for one in generation.candidates}
             if status in (200, 499) and None in reasons and not reasons & {FinishReason.ERROR, FinishReason.ABORT}:
                 metrics.disconnects.labels(generation.model.name).inc()
-        # Probes come every few seconds and say nothing new.
-        logger.log(logging.DEBUG if scope["path"] in PUBLIC_PATHS else logging.INFO, "request.finished", extra=fields)
+        # Probes and scrapes come every few seconds and say nothing new.
+        is_routine = scope["path"] in PUBLIC_PATHS or (scope["path"] == "/metrics" and status == 200)
+        logger.log(logging.DEBUG if is_routine else logging.INFO, "request.finished", extra=fields)
 
 
 async def _send_error(send: Send, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
