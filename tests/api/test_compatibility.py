@@ -95,7 +95,7 @@ PARAMETERS: dict[str, dict[str, Case]] = {
     "/v1/completions": SAMPLING
     | {
         "prompt": Case("hello", (1, {}, [], ["a", 1], [[]], [-1], [99999])),
-        "best_of": Case(2, (*NUMBER, 0, 17)),
+        "best_of": Case(2, (*NUMBER, -1, 17)),
         "echo": Case(True, (1, "x")),
         "logprobs": Case(5, (*NUMBER, -1, 6, True)),
         "suffix": Case("the end", (1,)),

@@ -532,7 +532,7 @@ class TestParameters:
         [
             ("model", [None, 5, "", "m" * 513, ["fake"], True]),
             ("n", [0, -1, 17, 1.5, "1", True, [1]]),
-            ("best_of", [0, 17, "2", True]),
+            ("best_of", [-1, 17, "2", True]),
             ("temperature", [-0.1, 2.1, "1", True, [], 1e999]),
             ("top_p", [0, -1, 1.1, "1"]),
             ("frequency_penalty", [-2.1, 2.1, "0", True]),

@@ -21,7 +21,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     """`prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids."""
 
     prompt: _Prompt | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    best_of: Annotated[int, Meta(ge=0, le=MAX_N)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     max_tokens: TokenCount | None = None
@@ -57,7 +57,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     def check(self) -> None:
         """Raise InvalidRequest for combinations that contradict each other."""
         self.check_stream_options()
-        if self.best_of is not None and self.best_of < (self.n or 1):
+        if self.best_of and self.best_of < (self.n or 1):  # 0, which openapi.yaml allows, is no wish
             raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")
         if self.stream and self.num_candidates > (self.n or 1):
             raise InvalidRequest("`best_of` above `n` can not be streamed.", param="best_of")
