@@ -24,13 +24,18 @@ _REFUSALS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """Times are in seconds. `on_refused` is called with a reason of `tfoai_connections_refused_total`."""
+    """Times are in seconds. `on_refused` is called with a reason of `tfoai_connections_refused_total`.
+
+    `always_served` paths are answered on connections above the limit too: a probe that fails would end a server that only has
+    much to do.
+    """
 
     header_timeout: float
     body_timeout: float
     write_timeout: float
     max_connections: int
     max_header_bytes: int
+    always_served: frozenset[str]
     on_refused: Callable[[str], None]
 
 
@@ -181,6 +186,9 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     async def _too_many(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request on a connection above the limit."""
+        if scope["path"] in self.limits.always_served:
+            await self.config.loaded_app(scope, receive, send)
+            return
         reason = "too_many_connections"
         self.limits.on_refused(reason)
         status, body = _answer(reason)

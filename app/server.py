@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from app.api.app import create_app, create_metrics_app
-from app.api.auth import BearerTokens
+from app.api.auth import PUBLIC_PATHS, BearerTokens
 from app.config import Config
 from app.connections import ConnectionLimits, protocol_class
 from app.errors import ConfigError
@@ -195,6 +195,7 @@ def uvicorn_config(app: Any, config: Config, metrics: Metrics) -> uvicorn.Config
         write_timeout=config.write_timeout,
         max_connections=config.max_connections,
         max_header_bytes=config.max_header_bytes,
+        always_served=PUBLIC_PATHS,
         on_refused=lambda reason: metrics.connections_refused.labels(reason).inc(),
     )
     return uvicorn.Config(

@@ -174,7 +174,8 @@ def test_connections_above_the_limit_get_503_and_others_go_on(serve: Serve) -> N
     request = {"model": MODEL, "prompt": "x", "max_tokens": 100, "stream": True}
     with server.http.stream("POST", "/v1/completions", json=request) as stream, connection(server), connection(server):
         eventually(lambda: len(server._uvicorn.server_state.connections) == 3)
-        above = httpx.get(f"{server.url}/livez", trust_env=False)
+        assert httpx.get(f"{server.url}/livez", trust_env=False).status_code == 200, "overload fails no probe"
+        above = httpx.get(f"{server.url}/v1/models", trust_env=False)
         assert_error(above, 503, code="too_many_connections", type="service_unavailable")
         assert above.headers["connection"] == "close" and int(above.headers["retry-after"]) > 0
         with contextlib.ExitStack() as stack:
@@ -183,7 +184,17 @@ def test_connections_above_the_limit_get_503_and_others_go_on(serve: Serve) -> N
             eventually(lambda: len(server._uvicorn.server_state.connections) <= 6)
             assert read_all(many[-1]) == b""
         assert "data: [DONE]" in list(stream.iter_lines())
-    eventually(lambda: httpx.get(f"{server.url}/livez", trust_env=False).status_code == 200)
+    eventually(lambda: httpx.get(f"{server.url}/v1/models", trust_env=False).status_code == 200)
+
+
+def test_an_upgrade_that_is_not_offered_is_an_ordinary_request(serve: Serve) -> None:
+    """curl --http2 and gRPC probes send this; the connection goes on in HTTP/1.1, and no deadline is left running."""
+    server = serve(**LIMITS)
+    with connection(server) as sock:
+        for _ in range(2):
+            sock.send(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.6)
 
 
 def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
