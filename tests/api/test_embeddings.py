@@ -278,7 +278,8 @@ def test_stopping_answers_what_runs() -> None:
 def test_numbers_of_a_scrape(server: LiveServer) -> None:
     metrics = server.http.get("/metrics").text
     info = (
-        f'tfoai_model_info{{device="cpu",dtype="float32",model="{MODEL}",runner="fake",source="{MODEL}",type="Embedding"}} 1.0'
+        f'tfoai_model_info{{device="cpu",dtype="float32",model="{MODEL}",revision="",runner="fake",source="{MODEL}",'
+        'type="Embedding"} 1.0'
     )
     assert info in metrics
     for name in ("tfoai_prompt_tokens_total", "tfoai_engine_steps_total", "tfoai_requests_waiting", "tfoai_requests_running"):
