@@ -58,6 +58,8 @@ class ModelReload:
             while not self._registry.has_started:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_SECONDS)
             await self._change(config, config.model_reload)
+        if self.serves(config):
+            self._registry.aliases = config.aliases
         self._registry.aliases = config.aliases
         for model in self._registry.models.values():
             model.capacity = model.settings.max_num_seqs + config.max_queue

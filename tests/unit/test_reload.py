@@ -194,6 +194,17 @@ async def test_what_needs_a_restart_is_said_and_taken_back(server: Server, caplo
     server.registry.stop()
 
 
+async def test_aliases_change_with_their_models(server: Server) -> None:
+    server.write(config(MODELS=models(b={}), ALIASES={"gpt": "b"}))
+    await server.reloader.check_config()
+    assert server.registry.get("gpt") is server.registry.get("b")
+    assert server.metric("restart_required") == 0
+    server.write(config(MODELS=models(b={}), ALIASES={"gpt": "c"}))
+    await server.reloader.check_config()
+    assert server.registry.get("gpt") is server.registry.get("b"), "an alias for nothing is refused"
+    server.registry.stop()
+
+
 async def test_requests_of_the_old_model_finish_on_it(server: Server) -> None:
     old = server.registry.models["a"]
     gate = server.loads.runner.gate = threading.Event()
