@@ -20,6 +20,7 @@ from app.logs import adopt_library_logs
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
+    from app.text.grammar import GrammarCompiler
     from app.text.sentences import SentenceEncoder
     from app.text.tokenizer import Tokenizer
 
@@ -30,6 +31,7 @@ class Loaded(LoadedModel):
 
     tokenizer: "Tokenizer"
     chat: "ChatTemplate"
+    grammars: "GrammarCompiler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     from app.engine.encoder_loader import load_encoder
     from app.engine.loader import load
     from app.text.chat import ChatTemplate
+    from app.text.grammar import GrammarCompiler
     from app.text.sentences import SentenceEncoder
     from app.text.tokenizer import load_tokenizer
 
@@ -130,7 +133,10 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
         raise
     facts = {field.name: getattr(loaded, field.name) for field in fields(loaded)}
     if isinstance(loaded, LoadedModel):
-        return Loaded(tokenizer=tokenizer, chat=chat, **facts)
+        grammars = GrammarCompiler(
+            tokenizer, loaded.vocab_size, loaded.defaults.eos_token_ids, starts_text=loaded.is_encoder_decoder
+        )
+        return Loaded(tokenizer=tokenizer, chat=chat, grammars=grammars, **facts)
     files = loaded.files
     sentences = SentenceEncoder(
         tokenizer=tokenizer,

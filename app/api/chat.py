@@ -88,13 +88,6 @@ class _Answer:
     async def submit(self) -> None:
         body, model = self._body, self._generation.model
         loaded = model.loaded
-        request = body.sampling_request(
-            loaded.vocab_size,
-            n=body.n or 1,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-        if body.tier_priority:
-            request = replace(request, priority=body.tier_priority)
         chat, offered = loaded.chat, self._offered
         continues = bool(body.continue_final_message)
         ids, prefix = await asyncio.to_thread(
@@ -105,13 +98,25 @@ class _Answer:
             add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
             continue_final_message=continues,
         )
+        constraint = body.constraint
+        if constraint is not None:
+            constraint = replace(constraint, reasoning=chat.reasoning(prefix))
+        request = body.sampling_request(
+            loaded.vocab_size,
+            n=body.n or 1,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            grammar=None if constraint is None else await loaded.grammars.compile(constraint),
+            grammar_param="" if constraint is None else constraint.param,
+        )
+        if body.tier_priority:
+            request = replace(request, priority=body.tier_priority)
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)
         model.check_length(len(ids), max_tokens, what="messages")
         prompt = Prompt(ids, "")
         for choice in range(body.n or 1):
-            parser = chat.parser(prefix, offered.tools, names=offered.names, limit=offered.limit)
+            parser = chat.parser(prefix, offered.tools, constraint, names=offered.names, limit=offered.limit)
             params = model.resolve(request, max_tokens=max_tokens, choice=choice)
             self._choices.append(_Choice(parser))
             self._generation.submit(prompt, params, stop=body.stop_texts, kept_special_ids=chat.kept_special_ids)

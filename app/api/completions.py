@@ -103,8 +103,11 @@ class _Answer:
         loaded = model.loaded
         if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
             raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
+        constraint = body.constraint
         request = body.sampling_request(
             loaded.vocab_size,
+            grammar=None if constraint is None else await loaded.grammars.compile(constraint),
+            grammar_param="" if constraint is None else constraint.param,
             n=body.num_candidates,
             # Candidates are ranked by their tokens' logprobs.
             logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from app.api.schemas.common import PromptTokensDetails, Usage
+from app.engine.grammar import GrammarError
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
-from app.errors import EngineError, Unavailable
+from app.errors import EngineError, InvalidRequest, Unavailable
 from app.metrics import Metrics
 from app.registry import RETRY_QUEUE, Admission, ServedModel
 from app.text.output import OutputProcessor, TextDelta
@@ -121,6 +122,8 @@ class Generation:
     def _process(self, candidate: Candidate, output: StepOutput) -> TextDelta:
         if output.finish_reason is FinishReason.ERROR:
             candidate.finish_reason = output.finish_reason
+            if isinstance(output.error, GrammarError):
+                raise InvalidRequest(f"The text could not be held to its grammar: {output.error}", code="grammar_failed")
             # What went wrong inside is for the log; the client gets a fixed sentence.
             request_id = self._request_id
             logger.error(

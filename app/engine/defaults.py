@@ -1,17 +1,23 @@
 """Owns how a request's sampling parameters meet the model's defaults. Plain data: knows no torch and no transformers."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from app.engine.sequence import SamplingParams
-from app.errors import UnsupportedParameter
+from app.errors import InvalidRequest, UnsupportedParameter
+
+if TYPE_CHECKING:
+    from app.engine.grammar import Grammar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRequest:
-    """The sampling parameters of one request, checked for type and range; None means not sent."""
+    """The sampling parameters of one request, checked for type and range; None means not sent.
+
+    `grammar_param` is the parameter that `grammar` was made from, for messages.
+    """
 
     min_tokens: int | None = None
     temperature: float | None = None
@@ -29,6 +35,8 @@ class SamplingRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     priority: int = 0
+    grammar: "Grammar | None" = None
+    grammar_param: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +44,8 @@ class GenerationDefaults:
     """What holds when a request does not say otherwise: GENERATE_CONFIG, over the model's generation_config.json.
 
     Like transformers' `generate`, decoding is greedy unless one of the two, or the request, asks for sampling.
-    `max_length` counts the decoder's prompt too, `max_new_tokens` does not (transformers' meaning of both).
+    `max_length` counts the decoder's prompt too, `max_new_tokens` does not (transformers' meaning of both). The first
+    `num_forced_tokens` of a generation are dictated by the configuration (`forced_bos_token_id`).
     """
 
     eos_token_ids: frozenset[int] = frozenset()
@@ -52,6 +61,7 @@ class GenerationDefaults:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    num_forced_tokens: int = 0
 
     def max_tokens(self, num_decoder_prompt_tokens: int) -> int | None:
         """Return the default number of generation tokens, None if nothing sets one."""
@@ -62,7 +72,8 @@ class GenerationDefaults:
         return None
 
     def resolve(self, request: SamplingRequest, *, max_tokens: int, choice: int = 0) -> SamplingParams:
-        """Return the parameters of choice number `choice`; raise UnsupportedParameter for what beam search can not honour.
+        """Return the parameters of choice number `choice`; raise InvalidRequest for what contradicts a grammar, and
+        UnsupportedParameter for what beam search can not honour.
 
         Naming any of temperature (above 0), top_p, top_k or min_p asks for sampling, as does n > 1 without a temperature,
         since equal choices help nobody.
@@ -77,9 +88,13 @@ class GenerationDefaults:
         num_beams = self.num_beams if temperature == 0 else 1
         if num_beams > 1:
             _refuse_with_beams(request)
+        min_tokens = _first(request.min_tokens, min(self.min_new_tokens, max_tokens))
+        if request.grammar is not None:
+            _refuse_with_grammar(request)
+            min_tokens = 0  # the model's default yields to what the request asks for
         return SamplingParams(
             max_tokens=max_tokens,
-            min_tokens=_first(request.min_tokens, min(self.min_new_tokens, max_tokens)),
+            min_tokens=min_tokens,
             temperature=temperature,
             top_p=_first(request.top_p, self.top_p),
             top_k=_first(request.top_k, self.top_k),
@@ -97,6 +112,8 @@ class GenerationDefaults:
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
             priority=request.priority,
+            grammar=request.grammar,
+            num_forced_tokens=0 if request.grammar is None else self.num_forced_tokens,
         )
 
 
@@ -104,14 +121,25 @@ def _first(requested: T | None, default: T) -> T:
     return default if requested is None else requested
 
 
+def _refuse_with_grammar(request: SamplingRequest) -> None:
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(request, name):
+            raise InvalidRequest(f"`{name}` contradicts `{request.grammar_param}`, which says where the text ends.", param=name)
+
+
 def _refuse_with_beams(request: SamplingRequest) -> None:
+    if request.grammar is not None:
+        raise _not_with_beams(request.grammar_param)
     for name in ("logprobs", "prompt_logprobs", "logit_bias", "frequency_penalty", "presence_penalty"):
         value = getattr(request, name)
         # 0 asks for logprobs (of the sampled token only), but leaves a penalty off.
         if value is not None and (value or name.endswith("logprobs")):
-            param = name.removeprefix("prompt_")
-            raise UnsupportedParameter(
-                f"This model decodes with beam search (num_beams in its GENERATE_CONFIG or generation_config.json), which can "
-                f"not honour `{param}`. Leave it out, or send a `temperature` above 0 to sample instead.",
-                param=param,
-            )
+            raise _not_with_beams(name.removeprefix("prompt_"))
+
+
+def _not_with_beams(param: str) -> UnsupportedParameter:
+    return UnsupportedParameter(
+        f"This model decodes with beam search (num_beams in its GENERATE_CONFIG or generation_config.json), which can "
+        f"not honour `{param}`. Leave it out, or send a `temperature` above 0 to sample instead.",
+        param=param,
+    )

@@ -95,7 +95,7 @@ def _is_set(config: GenerationConfig, name: str, neutral: tuple[Any, ...]) -> bo
     return value is not None and value not in neutral
 
 
-def generation_defaults(config: GenerationConfig) -> GenerationDefaults:
+def generation_defaults(config: GenerationConfig, *, is_encoder_decoder: bool = False) -> GenerationDefaults:
     def value(name: str, default: Any) -> Any:
         found = getattr(config, name, None)
         return default if found is None else found
@@ -116,6 +116,8 @@ def generation_defaults(config: GenerationConfig) -> GenerationDefaults:
         num_beams=value("num_beams", 1),
         length_penalty=value("length_penalty", 1.0),
         early_stopping=value("early_stopping", False),
+        # transformers forces it on a decoder that has seen one token only.
+        num_forced_tokens=int(is_encoder_decoder and config.forced_bos_token_id is not None),
     )
 
 
@@ -162,6 +164,8 @@ class ProcessorFactory:
         config.min_new_tokens = seq.params.min_tokens if beams else None
         if not beams and not self.needed:
             return []
+        if seq.params.grammar is not None:
+            config.forced_eos_token_id = None  # it would end a text that is not complete
         device = self._model.device
         self._model._prepare_special_tokens(config, device=device, batch_size=1)
         encoder_input_ids = torch.tensor([seq.prompt_ids], device=device)

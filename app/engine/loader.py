@@ -63,7 +63,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     model.eval()
     embeddings: Any = model.get_input_embeddings()
     generation_config = merged_generation_config(model, settings.generate_config, f"{path}.GENERATE_CONFIG")
-    defaults = generation_defaults(generation_config)
+    defaults = generation_defaults(generation_config, is_encoder_decoder=bool(model.config.is_encoder_decoder))
     start_ids = decoder_start_ids(model, generation_config, f"{path}.GENERATE_CONFIG")
     context_length = _context_length(model, settings.max_model_len, path)
     vocab_size = embeddings.weight.shape[0]

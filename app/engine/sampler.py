@@ -1,7 +1,7 @@
 """Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model, no schedule.
 
 Order of operations, as in transformers' `generate`: min_tokens, the model's own logits processors, logit_bias, penalties,
-temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
+the grammar's mask, temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
 """
 
 import enum
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from app.engine.beam import BeamSearch
+from app.engine.constraints import Constraints, is_constrained
 from app.engine.runner import Sampled
 from app.engine.sequence import SamplingParams, Sequence, TokenLogprobs
 
@@ -39,6 +40,7 @@ class BatchSampler:
 
     def __init__(self, processors: ProcessorFactory | None = None) -> None:
         self._processors = processors
+        self._constraints = Constraints()
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]:
@@ -93,6 +95,10 @@ class BatchSampler:
                 self._process(scores, row, seq)
             except Exception as error:
                 errors[row] = error
+        constrained = [row for row, seq in enumerate(sequences) if is_constrained(seq)]
+        if constrained:
+            otherwise = None if self._processors is None else raw
+            errors = self._constraints.apply(scores, constrained, sequences, otherwise) | errors
         tokens = _choose(scores, sequences)
         # One read from the device for everything the step decides.
         best_is_finite = torch.isfinite(scores.max(dim=-1).values)
@@ -156,6 +162,7 @@ def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
         or params.frequency_penalty
         or params.presence_penalty
         or params.min_tokens
+        or params.grammar is not None
     )
 
 

@@ -5,7 +5,10 @@ import random
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from app.engine.grammar import Grammar
 
 
 class FinishReason(enum.StrEnum):
@@ -32,7 +35,9 @@ class SamplingParams:
     None: none at all), `prompt_logprobs` the same for prompt tokens. `choice` numbers the continuations of one prompt, so
     that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
     request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
-    logprobs. Sequences with a lower `priority` are scheduled first.
+    logprobs. Sequences with a lower `priority` are scheduled first. With a `grammar`, only what it allows is generated, after
+    the first `num_forced_tokens` that the model's own configuration dictates, and `stop_token_ids` are possible only where the
+    text is complete.
     """
 
     max_tokens: int
@@ -54,6 +59,8 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     priority: int = 0
+    grammar: "Grammar | None" = None
+    num_forced_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class Sequence:
         "block_table",
         "encoder_ids",
         "finish_reason",
+        "matcher",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_decoder_prompt_tokens",
@@ -154,6 +162,8 @@ class Sequence:
         self.token_counts: Any = None
         self.processors: Any = None
         self.beam_search: Any = None
+        # Where it is in its grammar, from the first token that the grammar decides; moved on by commits only.
+        self.matcher: Any = None
 
     @property
     def num_tokens(self) -> int:

@@ -4,6 +4,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from app.engine.grammar import GrammarError
 from app.engine.pace import PrefillPace
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
@@ -107,6 +108,11 @@ class Stepper:
                     prompt_logprobs = self._new_prompt_logprobs(seq, output.prompt_logits[seq.seq_id])
                 except Exception as error:
                     result = error
+            if seq.matcher is not None and isinstance(result, Sampled):
+                try:
+                    _advance(seq, result)
+                except Exception as error:
+                    result = error
             if isinstance(result, Exception):
                 self._fail(seq, result, "sampler")
                 continue
@@ -170,15 +176,24 @@ class Stepper:
     def _fail(self, seq: Sequence, error: Exception, where: str) -> None:
         self.totals.count_error(error)
         logger.error("sequence.failed", exc_info=error, extra={"seq_id": seq.seq_id, "where": where})
-        failure = SequenceFailedError(f"{type(error).__name__}: {error}")
+        failure = error if isinstance(error, GrammarError) else SequenceFailedError(f"{type(error).__name__}: {error}")
         seq.finish(FinishReason.ERROR)
         self._outputs.append(StepOutput(seq.seq_id, [], FinishReason.ERROR, error=failure))
+
+
+def _advance(seq: Sequence, result: Sampled) -> None:
+    """Move the sequence's matcher on by what was sampled; the token that ends a sequence is no part of its text."""
+    for token_id in result.token_ids:
+        if token_id not in seq.params.stop_token_ids:
+            seq.matcher.accept(token_id)
 
 
 def _finish_reason(seq: Sequence, result: Sampled) -> FinishReason | None:
     if seq.beam_search is not None and not result.done:
         return None
     if result.token_ids and result.token_ids[-1] in seq.params.stop_token_ids:
+        return FinishReason.STOP
+    if seq.matcher is not None and seq.matcher.is_complete:
         return FinishReason.STOP
     if result.done or seq.num_generation_tokens >= seq.params.max_tokens:
         return FinishReason.LENGTH

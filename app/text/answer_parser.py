@@ -12,9 +12,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from app.text.calls import Calls
+from app.text.constraint import Reasoning as ReasoningMarkers
 from app.text.deltas import CallArguments, CallBegin, CallEnd, ChatDelta, Content, Reasoning
 from app.text.formats import ReasoningFormat, ToolFormat
 from app.text.reader import Read, Reader
+from app.text.reasoning import ReasoningSplitter
 
 
 class AnswerParser(Protocol):
@@ -33,6 +35,23 @@ class PlainParser:
 
     def finish(self) -> list[ChatDelta]:
         return []
+
+
+class ConstrainedParser:
+    """For answers whose form is enforced: a block of reasoning, then nothing but content."""
+
+    def __init__(self, reasoning: ReasoningMarkers) -> None:
+        self._splitter = ReasoningSplitter(reasoning)
+
+    def feed(self, text: str) -> list[ChatDelta]:
+        return self._deltas(*self._splitter.feed(text))
+
+    def finish(self) -> list[ChatDelta]:
+        return self._deltas(*self._splitter.finish())
+
+    def _deltas(self, reasoning: str, content: str) -> list[ChatDelta]:
+        thought: list[ChatDelta] = [Reasoning(reasoning)] if reasoning else []
+        return [*thought, Content(content)] if content else thought
 
 
 def new_call_id(length: int = 24) -> str:

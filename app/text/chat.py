@@ -11,7 +11,8 @@ from typing import Any, cast
 from jinja2 import TemplateError
 
 from app.errors import ConfigError, InvalidRequest, UnsupportedParameter
-from app.text.answer_parser import AnswerParser, MarkerParser, PlainParser, TemplateParser, new_call_id
+from app.text.answer_parser import AnswerParser, ConstrainedParser, MarkerParser, PlainParser, TemplateParser, new_call_id
+from app.text.constraint import Constraint, Reasoning
 from app.text.formats import (
     REASONING_FORMATS,
     TOOL_FORMATS,
@@ -21,8 +22,12 @@ from app.text.formats import (
     tool_format_of,
 )
 from app.text.harmony import HarmonyParser
+from app.text.reasoning import reasoning_of
 from app.text.template_variables import effort_variables, variables_of
 from app.text.tokenizer import Tokenizer
+
+# Characters at the end of a prompt that a marker and the white space behind it can take.
+_REASONING_TAIL = 200
 
 
 class ChatTemplate:
@@ -171,10 +176,23 @@ class ChatTemplate:
             if found is not None:
                 raise InvalidRequest(f"A key in `{param}` has the model's control token {found!r} in it.", param=param)
 
+    def reasoning(self, prefix: str) -> Reasoning | None:
+        """Return how the model reasons before it answers a rendered prompt, as grammars take it; None if it does not.
+
+        Of harmony it is None too: there it is a message of its own, not a block before the answer.
+        """
+        format = self.reasoning_format
+        if self.response_template is not None:
+            return reasoning_of(self.response_template, prefix[-_REASONING_TAIL:])
+        if format is None or self._is_harmony:
+            return None
+        return Reasoning(format.open.strip(), format.close.strip(), is_open=prefix.endswith(format.open))
+
     def parser(
         self,
         prefix: str,
         tools: Sequence[dict[str, Any]] | None,
+        constraint: Constraint | None = None,
         *,
         names: frozenset[str] | None = None,
         limit: int | None = None,
@@ -182,8 +200,11 @@ class ChatTemplate:
         """Return the parser for one answer to a rendered prompt; `prefix` is the text that `render` gave with it.
 
         Without `tools` nothing is taken for a call. `names` are the only ones that may be called; at most `limit` calls are
-        made. What else looks like a call is content.
+        made. What else looks like a call is content. An answer that is held to a `constraint` is content to the letter,
+        whatever it looks like, but for the reasoning before it.
         """
+        if constraint is not None:
+            return PlainParser() if constraint.reasoning is None else ConstrainedParser(constraint.reasoning)
         if self.response_template is not None:
             return TemplateParser(self._hf_parser(prefix, tools), names=names, limit=limit)
         schemas = None

@@ -23,7 +23,7 @@ class StopChecker:
             return text
         text = self._held + text
         found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
-        hold = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        hold = len(text) - max(overlap(text, stop) for stop in self._stop)
         if found and min(found) <= hold:
             self.stopped = True
             self._held = ""
@@ -41,7 +41,7 @@ class StopChecker:
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):

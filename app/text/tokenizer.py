@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
@@ -36,6 +36,9 @@ class Tokenizer:
         self.vocab_size = len(tokenizer)
         added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)
+        # Tokens that are looked for in texts as they are, whatever the others are spelled in.
+        self._added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items()}
+        self._is_char_per_byte = isinstance(tokenizer, ByT5Tokenizer)
         self.token_bytes = lru_cache(maxsize=65536)(self._token_bytes)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -84,12 +87,26 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
+    @property
+    def markers(self) -> frozenset[int]:
+        """Ids of tokens that are no text: special ones, and those added that look like them (`<tool_call>`, `[INST]`)."""
+        looks = {token_id for token_id, token in self._added.items() if token[:1] + token[-1:] in ("<>", "[]")}
+        return frozenset(self.special_ids | looks)
+
+    def all_token_bytes(self, size: int) -> list[bytes]:
+        """Return what the ids below `size` stand for; empty for ids that are no token."""
+        return [self._token_bytes(token_id) for token_id in range(size)]
+
     def _token_bytes(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            return self._added[token_id].encode()
         token = self.hf.convert_ids_to_tokens(token_id)
         if not isinstance(token, str):  # ids between the tokenizer's last token and the model's embedding size
             return b""
         if token_id in self.special_ids:
             return token.encode()
+        if self._is_char_per_byte:
+            return token.encode("latin-1")
         if self._is_byte_level and all(char in _BYTE_OF_CHAR for char in token):
             return bytes(_BYTE_OF_CHAR[char] for char in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):

@@ -559,9 +559,6 @@ class TestParameters:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("response_format", {"type": "json_object"}),
-            ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
-            ("response_format", {}),
             ("store", True),
             ("modalities", ["text", "audio"]),
             ("modalities", []),
@@ -580,7 +577,7 @@ class TestParameters:
             ("top_logprobs", [-1, 21, "1", True]),
             ("tool_choice", [5, []]),
             ("parallel_tool_calls", [1, "true"]),
-            ("response_format", [5, "json_object", []]),
+            ("response_format", [5, "json_object", [], {}, {"type": "xml"}, {"type": "json_schema"}, {"type": "text", "x": 1}]),
             ("modalities", [5, "text", [5]]),
             ("store", [1, "true"]),
             ("metadata", [5, [], {"a": 1}]),

@@ -20,6 +20,7 @@ from app.engine.sentence_files import SentenceFiles
 from app.engine.sequence import Sequence
 from app.loading import Loaded, LoadedEmbedder
 from app.text.chat import ChatTemplate
+from app.text.grammar import GrammarCompiler
 from app.text.sentences import SentenceEncoder
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer
@@ -128,6 +129,7 @@ class FakeLoader:
             engine=engine,
             tokenizer=tokenizer,
             chat=ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format),
+            grammars=GrammarCompiler(tokenizer, VOCAB_SIZE, self.defaults.eos_token_ids, starts_text=is_seq2seq),
             defaults=self.defaults,
             is_encoder_decoder=is_seq2seq,
             num_decoder_start_tokens=int(is_seq2seq),

@@ -9,6 +9,7 @@ from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
 from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
+from app.text.constraint import Constraint
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
@@ -39,6 +40,34 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True):
     content: str | list[_TextPart]
 
 
+class TextFormat(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    def constraint(self) -> None:
+        return None
+
+
+class JsonObjectFormat(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    def constraint(self) -> Constraint:
+        return Constraint("json_object", None, "response_format")
+
+
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    """`schema` is any object when it is absent. It is enforced whatever `strict` says."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    json_schema: JsonSchema
+
+    def constraint(self) -> Constraint:
+        if self.json_schema.schema is None:
+            return Constraint("json_object", None, "response_format")
+        return Constraint("json_schema", self.json_schema.schema, "response_format")
+
+
 class ChatRequest(SamplingFields, kw_only=True):
     """`max_completion_tokens` wins over its older name `max_tokens`.
 
@@ -56,7 +85,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None = None
     function_call: str | NamedFunction | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     modalities: list[str] | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
@@ -80,10 +109,10 @@ class ChatRequest(SamplingFields, kw_only=True):
             raise UnsupportedParameter("`store` true is not supported: nothing is stored here.", param="store")
         if self.modalities is not None and self.modalities != ["text"]:
             raise UnsupportedParameter("`modalities` other than text are not supported.", param="modalities")
-        kind = None if self.response_format is None else self.response_format.get("type")
-        if self.response_format is not None and kind != "text":
+        constraint = self.constraint
+        if constraint is not None and self.offered_tools.tools:
             raise UnsupportedParameter(
-                f"`response_format` of type {str(kind)[:40]!r} is not supported yet; only 'text' is.", param="response_format"
+                f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
             )
         if self.priority is not None and _TIERS.get(self.service_tier or "auto", 0):
             raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
@@ -103,6 +132,10 @@ class ChatRequest(SamplingFields, kw_only=True):
                 "`continue_final_message` needs a last message of role assistant with text in it, and no calls.",
                 param="continue_final_message",
             )
+
+    def constraints(self) -> list[Constraint]:
+        wanted = None if self.response_format is None else self.response_format.constraint()
+        return ([] if wanted is None else [wanted]) + SamplingFields.constraints(self)
 
     @property
     def offered_tools(self) -> OfferedTools:

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.engine.defaults import SamplingRequest
 from app.errors import Inapplicable, InvalidRequest, UnknownParameter, UnsupportedParameter
+from app.text.constraint import Constraint, Kind
 
 MAX_N = 16
 # JSON has no infinity; OpenAI writes this for it.
@@ -21,6 +22,8 @@ _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
+# vLLM's words for what a text is held to, in `structured_outputs` and, older, as `guided_json` and so on.
+_KINDS: dict[str, Kind] = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "lark"}
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,6 +31,34 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's spelling of what a text is held to: exactly one of the first five; `disable_any_whitespace` is for JSON."""
+
+    json: dict[str, Any] | str | bool | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    disable_any_whitespace: bool | None = None
+
+    def constraint(self) -> Constraint:
+        given = [name for name in _KINDS if getattr(self, name) is not None]
+        given += ["json_object"] if self.json_object else []
+        if len(given) != 1:
+            raise InvalidRequest(
+                "`structured_outputs` needs exactly one of json, json_object, regex, choice and grammar; "
+                f"it has {', '.join(given) or 'none'}.",
+                param="structured_outputs",
+            )
+        (name,) = given
+        param, compact = f"structured_outputs.{name}", bool(self.disable_any_whitespace)
+        if compact and name not in ("json", "json_object"):
+            raise InvalidRequest(f"`disable_any_whitespace` is for JSON, not for `{name}`.", param="structured_outputs")
+        if name == "json_object":
+            return Constraint("json_object", None, param, compact)
+        return Constraint(_KINDS[name], getattr(self, name), param, compact)
 
 
 class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -55,6 +86,28 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenCount], Meta(max_length=64)] | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer is held to; raise InvalidRequest if more than one parameter says so."""
+        constraints = self.constraints()
+        if len(constraints) > 1:
+            names = " and ".join(f"`{constraint.param}`" for constraint in constraints)
+            raise InvalidRequest(f"Only one of {names} is possible in a request.", param=constraints[1].param)
+        return constraints[0] if constraints else None
+
+    def constraints(self) -> list[Constraint]:
+        found = [] if self.structured_outputs is None else [self.structured_outputs.constraint()]
+        for name, kind in _KINDS.items():
+            value = getattr(self, f"guided_{name}")
+            if value is not None:
+                found.append(Constraint(kind, value, f"guided_{name}"))
+        return found
 
     @property
     def stop_texts(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     def check(self) -> None:
         """Raise InvalidRequest for combinations that contradict each other."""
         self.check_stream_options()
+        _ = self.constraint
         if self.best_of and self.best_of < (self.n or 1):  # 0, which openapi.yaml allows, is no wish
             raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")
         if self.stream and self.num_candidates > (self.n or 1):

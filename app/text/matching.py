@@ -1,0 +1,126 @@
+"""Owns llguidance: one model's tokens in its form, compiled grammars, matchers and their masks. Knows no constraints, no
+caches.
+
+The only module that imports the library. Nothing of it raises for what a grammar or a text does: matchers fall into an error
+state, which is asked for here and raised, or reported, for the one sequence that it is about.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import llguidance
+
+from app.engine.grammar import GrammarError, Matcher
+from app.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    from app.text.tokenizer import Tokenizer
+
+# Per grammar and per step: a step must not hold up the other streams of its model. The units are the library's; by its own word
+# lexers do 50,000 of fuel in a millisecond when they are built and 14,000 in a step, and parsers 20,000 items.
+_LIMITS = llguidance.LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_items_in_row=1_000,
+    max_lexer_states=50_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
+
+class InvalidGrammarError(Exception):
+    """The library refuses a grammar; its message says why, for the one who wrote it."""
+
+
+class GrammarTokens:
+    """The tokens of one model as llguidance takes them; compiles grammars of them."""
+
+    # What the library asks of an object that it takes tokens from.
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, eos_token_ids: list[int], tokenizer: "Tokenizer") -> None:
+        self.vocabulary = vocabulary
+        self.tokens = vocabulary.tokens
+        self.special_token_ids = sorted(token_id for token_id in vocabulary.markers if token_id < len(vocabulary.tokens))
+        self.eos_token_id = eos_token_ids[0] if eos_token_ids else None
+        self._tokenizer = tokenizer
+        self._native = llguidance.LLTokenizer(cast(Any, self), eos_token=eos_token_ids or None)
+        self._executor = llguidance.LLExecutor()
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Encode a text; the library asks for it where a grammar insists on its own spelling."""
+        if isinstance(text, bytes):
+            text = text.decode(errors="ignore")
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def marker(self, text: str) -> str:
+        """Return how Lark writes a marker: as its token where it is one, else as text."""
+        data = text.encode()
+        ids = [token_id for token_id in self.special_token_ids if self.tokens[token_id] == data]
+        return f"<[{ids[0]}]>" if ids else json.dumps(text, ensure_ascii=False)
+
+    def compile(self, grammars: Sequence[tuple[str, str]]) -> "CompiledGrammar":
+        """Compile (name, Lark text) pairs; the first is where texts start, `@name` means another. Raise InvalidGrammarError."""
+        source = json.dumps({"grammars": [{"name": name, "lark_grammar": lark} for name, lark in grammars]})
+        matcher = llguidance.LLMatcher(self._native, source, log_level=0, limits=_LIMITS)
+        if not matcher.is_error():
+            # The first mask finds what no text could begin with, and what is too complex from the start.
+            first = matcher.deep_copy()
+            first.compute_bitmask()
+            matcher = first if first.is_error() else matcher
+        if matcher.is_error():
+            raise InvalidGrammarError(_message(matcher))
+        return CompiledGrammar(matcher, self._native.vocab_size, self._executor)
+
+
+class CompiledGrammar:
+    """`app.engine.grammar.Grammar` by llguidance."""
+
+    def __init__(self, start: llguidance.LLMatcher, vocab_size: int, executor: llguidance.LLExecutor) -> None:
+        self.mask_words = (vocab_size + 31) // 32
+        self._start = start
+        self._executor = executor
+
+    def start(self) -> "GrammarMatcher":
+        return GrammarMatcher(self._start.deep_copy())
+
+    def fill(self, matchers: Sequence[Matcher], masks: "NDArray[numpy.int32]") -> list[Exception | None]:
+        natives = [cast(GrammarMatcher, matcher).native for matcher in matchers]
+        assert masks.shape == (len(natives), self.mask_words)
+        assert masks.flags.c_contiguous
+        self._executor.unsafe_compute_mask_ptr(
+            [(native, row) for row, native in enumerate(natives)], masks.ctypes.data, 4 * self.mask_words, len(natives)
+        )
+        return [GrammarError(_message(native)) if native.is_error() else None for native in natives]
+
+
+class GrammarMatcher:
+    """`app.engine.grammar.Matcher` by llguidance."""
+
+    def __init__(self, native: llguidance.LLMatcher) -> None:
+        self.native = native
+
+    def accept(self, token_id: int) -> None:
+        if not self.native.consume_token(token_id):
+            raise GrammarError(_message(self.native))
+
+    @property
+    def is_accepting(self) -> bool:
+        return self.native.is_accepting()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.native.is_stopped() and not self.native.is_error()
+
+
+def _message(matcher: llguidance.LLMatcher) -> str:
+    """Return one line of what went wrong; what follows it in the library's text are excerpts and states."""
+    lines = [line.strip() for line in matcher.get_error().splitlines()]
+    text = next((line for line in lines if line and line != "<non-verbose/>"), "the text can not be continued")
+    return text[:300]

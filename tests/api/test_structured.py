@@ -1,0 +1,223 @@
+"""Owns the tests of structured output on the wire: every parameter, both endpoints, streams, choices, refusals."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.config import ModelType
+from app.engine.defaults import GenerationDefaults
+from tests.api.conftest import Serve
+from tests.support.fakes import FakeLoader, FakeRunner
+from tests.support.live import LiveServer, assert_error, events_of, live_server
+from tests.support.schemas import validate
+from tests.support.tiny import EOS
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+        "age": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 120}, {"type": "null"}]},
+    },
+    "required": ["name", "tags", "age"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "description": "A person", "schema": SCHEMA, "strict": True}}
+
+
+def is_person(text: str) -> bool:
+    validate(json.loads(text), SCHEMA)
+    return True
+
+
+def is_object(text: str) -> bool:
+    return isinstance(json.loads(text), dict)
+
+
+LARK = 'start: "<" inner ">"\ninner: NUMBER | %json {"enum": ["x", "y"]}\nNUMBER: /[0-9]{2}/'
+# What both endpoints take, with what the answer then is.
+EXTRAS: list[tuple[dict[str, Any], Any]] = [
+    ({"structured_outputs": {"json": SCHEMA}}, is_person),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, is_person),
+    (
+        {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+        lambda text: is_person(text) and "\n" not in text,
+    ),
+    ({"structured_outputs": {"regex": r"[a-c]{2}\d{3}"}}, re.compile(r"[a-c]{2}\d{3}").fullmatch),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, ["yes", "no"].__contains__),
+    ({"structured_outputs": {"grammar": LARK}}, re.compile(r'<([0-9]{2}|"[xy]")>').fullmatch),
+    ({"guided_json": SCHEMA}, is_person),
+    ({"guided_json": json.dumps(SCHEMA)}, is_person),
+    ({"guided_regex": "(a|b)c"}, ["ac", "bc"].__contains__),
+    ({"guided_choice": ["ä", 'q"\\\n']}, ["ä", 'q"\\\n'].__contains__),
+    ({"guided_grammar": LARK}, re.compile(r'<([0-9]{2}|"[xy]")>').fullmatch),
+]
+SAMPLED = {"temperature": 1, "max_tokens": 300}
+
+
+@pytest.fixture(scope="module")
+def flat() -> Iterator[LiveServer]:
+    """A server whose model has hardly a preference."""
+    with live_server(runner=FlatRunner(), max_num_seqs=32) as server:
+        yield server
+
+
+class FlatRunner(FakeRunner):
+    def _logits(self, seq: Any, length: int) -> Any:
+        return super()._logits(seq, length) * 0.1
+
+
+class TestBothEndpoints:
+    @pytest.mark.parametrize(("body", "is_right"), EXTRAS, ids=lambda value: str(value)[:40])
+    def test_extras(self, flat: LiveServer, body: dict[str, Any], is_right: Any) -> None:
+        for seed in range(3):
+            chat = flat.chat(**body, **SAMPLED, seed=seed).json()["choices"][0]
+            assert chat["finish_reason"] == "stop" and is_right(chat["message"]["content"]), chat
+            completion = flat.complete(**body, **SAMPLED, seed=seed).json()["choices"][0]
+            assert completion["finish_reason"] == "stop" and is_right(completion["text"]), completion
+
+    def test_greedy(self, counting: LiveServer) -> None:
+        assert counting.complete(guided_choice=["yes", "no"], max_tokens=9).json()["choices"][0]["text"] in ("yes", "no")
+        assert is_person(counting.chat(response_format=FORMAT, max_tokens=300).json()["choices"][0]["message"]["content"])
+
+    @pytest.mark.parametrize("strict", [True, False, None])
+    def test_response_format(self, flat: LiveServer, strict: bool | None) -> None:
+        wanted = {"type": "json_schema", "json_schema": {"name": "p", "schema": SCHEMA, "strict": strict}}
+        assert is_person(flat.chat(response_format=wanted, **SAMPLED).json()["choices"][0]["message"]["content"])
+
+    def test_json_object_without_a_limit_is_an_object_so_far(self, flat: LiveServer) -> None:
+        for wanted in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "any"}}):
+            for seed in range(6):
+                choice = flat.chat(response_format=wanted, **SAMPLED, seed=seed).json()["choices"][0]
+                content = choice["message"]["content"]
+                assert content.startswith("{")
+                assert choice["finish_reason"] == "length" or is_object(content)
+
+    def test_text_is_not_constrained(self, saying: LiveServer) -> None:
+        choice = saying.chat(response_format={"type": "text"}, max_tokens=50).json()["choices"][0]
+        assert choice["message"]["content"].startswith("Hello")
+
+    def test_streams_give_the_same_text(self, flat: LiveServer) -> None:
+        chunks = events_of(flat.chat(response_format=FORMAT, stream=True, n=2, seed=5, **SAMPLED))
+        texts = ["", ""]
+        reasons: list[Any] = [None, None]
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+            reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
+        assert reasons == ["stop", "stop"] and all(map(is_person, texts))
+        whole = flat.chat(response_format=FORMAT, n=2, seed=5, **SAMPLED).json()
+        assert [choice["message"]["content"] for choice in whole["choices"]] == texts
+
+    def test_choices_and_prompts_have_matchers_of_their_own(self, flat: LiveServer) -> None:
+        body = flat.complete(["a", "b"], n=4, best_of=5, guided_json=SCHEMA, seed=1, **SAMPLED).json()
+        texts = [choice["text"] for choice in body["choices"]]
+        assert len(texts) == 8 and all(map(is_person, texts)) and len(set(texts[:4])) == 4
+
+    def test_max_tokens_in_the_middle(self, flat: LiveServer) -> None:
+        choice = flat.complete(guided_regex="[a-c]{50}", temperature=1, max_tokens=20).json()["choices"][0]
+        assert choice["finish_reason"] == "length" and re.fullmatch("[a-c]{20}", choice["text"])
+
+    def test_a_stop_text_still_cuts(self, flat: LiveServer) -> None:
+        choice = flat.complete(guided_choice=["one, two"], stop=",", max_tokens=20).json()["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == ("one", "stop")
+
+    def test_echo_and_logprobs(self, flat: LiveServer) -> None:
+        body = flat.complete("hello ", guided_choice=["yes"], echo=True, logprobs=2, max_tokens=9).json()["choices"][0]
+        assert body["text"] == "hello yes"
+        assert body["logprobs"]["tokens"][-3:] == ["y", "e", "s"]
+        assert all(len(top) >= 2 for top in body["logprobs"]["top_logprobs"][-3:])
+
+    def test_encoder_decoder_models(self, serve: Serve) -> None:
+        server = serve(runner=FlatRunner(), type=ModelType.SEQ2SEQ)
+        assert is_person(server.complete(guided_json=SCHEMA, **SAMPLED).json()["choices"][0]["text"])
+        assert is_person(server.chat(response_format=FORMAT, **SAMPLED).json()["choices"][0]["message"]["content"])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"guided_json": {"type": "string"}, "guided_regex": "a"}, "guided_regex"),
+            ({"guided_choice": ["a"], "structured_outputs": {"regex": "a"}}, "guided_choice"),
+            ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+            ({"structured_outputs": {}}, "structured_outputs"),
+            ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+            ({"structured_outputs": {"regex": "a", "disable_any_whitespace": True}}, "structured_outputs"),
+            ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+            ({"structured_outputs": {"json": {}, "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+            ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
+            ({"guided_decoding_backend": "x"}, "guided_decoding_backend"),
+            ({"guided_choice": []}, "guided_choice"),
+            ({"guided_choice": ["a", ""]}, "guided_choice"),
+            ({"guided_choice": [1]}, "guided_choice.[0]"),
+            ({"guided_choice": ["a"] * 2001}, "guided_choice"),
+            ({"guided_regex": "("}, "guided_regex"),
+            ({"guided_regex": "(?=a)b"}, "guided_regex"),
+            ({"guided_regex": ""}, "guided_regex"),
+            ({"guided_regex": "a" * 200_000}, "guided_regex"),
+            ({"guided_grammar": "root ::= x"}, "guided_grammar"),
+            ({"guided_grammar": 'start: %json {"not": {}}'}, "guided_grammar"),
+            ({"guided_grammar": "start: %json {"}, "guided_grammar"),
+            ({"guided_grammar": 'start: a\na[temperature=2]: "b"'}, "guided_grammar"),
+            ({"guided_json": "{"}, "guided_json"),
+            ({"guided_json": {"type": "string", "pattern": "("}}, "guided_json"),
+            ({"guided_json": False}, "guided_json"),
+            ({"guided_choice": ["a"], "min_tokens": 2}, "min_tokens"),
+            ({"guided_choice": ["a"], "ignore_eos": True}, "ignore_eos"),
+        ],
+        ids=lambda value: str(value)[:50],
+    )
+    def test_on_both_endpoints(self, flat: LiveServer, body: dict[str, Any], param: str) -> None:
+        for response in (flat.chat(**body), flat.complete(**body)):
+            error = assert_error(response, 400, param=param, type="invalid_request_error")
+            assert len(error["message"]) < 600
+        assert flat.is_idle()
+
+    def test_response_format_and_another(self, flat: LiveServer) -> None:
+        assert_error(flat.chat(response_format=FORMAT, guided_regex="a"), 400, param="guided_regex")
+        assert flat.chat(response_format={"type": "text"}, guided_choice=["a"], max_tokens=3).status_code == 200
+
+    def test_a_keyword_that_is_not_enforced_is_named_with_its_place(self, flat: LiveServer) -> None:
+        schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+        error = assert_error(
+            flat.chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+            400,
+            param="response_format",
+            code="unsupported_json_schema",
+        )
+        assert "`uniqueItems`" in error["message"] and "$.properties.a.uniqueItems" in error["message"]
+
+    def test_tools_that_may_be_called(self, flat: LiveServer) -> None:
+        tool = {"type": "function", "function": {"name": "f"}}
+        body = {"tools": [tool], "response_format": FORMAT}
+        assert_error(flat.chat(**body), 400, param="response_format", code="unsupported_parameter")
+        assert is_person(flat.chat(**body, tool_choice="none", **SAMPLED).json()["choices"][0]["message"]["content"])
+
+    def test_beam_search(self, serve: Serve) -> None:
+        defaults = GenerationDefaults(eos_token_ids=frozenset({EOS}), num_beams=2)
+        server = serve(FakeLoader(runner=FlatRunner(), defaults=defaults))
+        assert_error(server.complete(guided_choice=["a"]), 400, param="guided_choice", code="unsupported_parameter")
+        assert server.complete(guided_choice=["a"], temperature=1).json()["choices"][0]["text"] == "a"
+
+    def test_the_default_min_new_tokens_yields(self, serve: Serve) -> None:
+        defaults = GenerationDefaults(eos_token_ids=frozenset({EOS}), min_new_tokens=10)
+        server = serve(FakeLoader(runner=FlatRunner(), defaults=defaults))
+        assert server.complete(guided_choice=["a"], max_tokens=20).json()["choices"][0]["text"] == "a"
+
+
+class TestFailures:
+    def test_a_grammar_too_complex_at_some_step_is_the_senders_affair(self, flat: LiveServer) -> None:
+        # As long as only `a` comes, thousands of alternatives stay open.
+        body = {
+            "guided_grammar": "start: "
+            + " | ".join(f'"a" r{i}' for i in range(1500))
+            + "\n"
+            + "\n".join(f'r{i}: "b"* "c{i}"' for i in range(1500))
+        }
+        response = flat.complete(**body, max_tokens=50)
+        error = assert_error(response, 400)
+        assert "grammar" in error["message"]
+        assert flat.complete(guided_choice=["a"], max_tokens=3).status_code == 200
