@@ -50,6 +50,7 @@ API_MAY_KNOW = {
     "app.engine.pooling_job",
     "app.engine.sequence",
     "app.engine.stream",
+    "app.text.call_constraint",
     "app.text.constraint",
     "app.text.deltas",
     "app.text.detokenizer",

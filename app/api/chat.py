@@ -10,6 +10,7 @@ from litestar import Request, post
 from msgspec import UNSET
 
 from app.api.context import Context, new_id
+from app.api.enforce import grammar_of_calls
 from app.api.generate import Candidate, Generation, Prompt
 from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
@@ -110,6 +111,9 @@ class _Answer:
         )
         if body.tier_priority:
             request = replace(request, priority=body.tier_priority)
+        calls = await grammar_of_calls(model, offered, prefix, body)
+        if calls is not None:
+            request = replace(request, grammar=calls, grammar_param=offered.param)
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)

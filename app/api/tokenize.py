@@ -35,7 +35,7 @@ async def tokenize(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, TokenizeRequest, REFUSED)
     body.check()
     messages = template_messages(body.messages or ())
-    tools = [tool.function.for_template(f"tools.[{index}].function") for index, tool in enumerate(body.tools or ())]
+    tools = [tool.function.for_template() for tool in body.tools or ()]
     continues = bool(body.continue_final_message)
     prompts = not continues if body.add_generation_prompt is None else body.add_generation_prompt
     model = context.registry.get_or_first(body.model)

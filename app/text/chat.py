@@ -5,14 +5,16 @@ dictionaries that templates expect.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 from jinja2 import TemplateError
 
 from app.errors import ConfigError, InvalidRequest, UnsupportedParameter
 from app.text.answer_parser import AnswerParser, ConstrainedParser, MarkerParser, PlainParser, TemplateParser, new_call_id
+from app.text.call_grammar import spelled_call
 from app.text.constraint import Constraint, Reasoning
+from app.text.deltas import ChatAnswer
 from app.text.formats import (
     REASONING_FORMATS,
     TOOL_FORMATS,
@@ -82,6 +84,26 @@ class ChatTemplate:
         return self.reasoning_format is not None or any(
             name in fields for name in ("reasoning_content", "reasoning", "thinking")
         )
+
+    @cached_property
+    def spelled_format(self) -> ToolFormat | None:
+        """The format whose spelling of calls is the model's, and is one with JSON in it.
+
+        A response template says only how calls are read, so the spelling is that of the first format whose calls it reads.
+        """
+        if self.response_template is None:
+            return self.tool_format if self.tool_format is not None and self.tool_format.spelling is not None else None
+        preferred = [] if self.tool_format is None else [self.tool_format]
+        return next((format for format in (*preferred, *TOOL_FORMATS.values()) if self._reads(format)), None)
+
+    def _reads(self, format: ToolFormat) -> bool:
+        if format.spelling is None:
+            return False
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+        parser, answer = self.parser("", [tool]), ChatAnswer()
+        for delta in (*parser.feed(spelled_call(format.spelling, "f", '{"a": 1}')), *parser.finish()):
+            answer.add(delta)
+        return answer.has_called and answer.tool_calls[0].name == "f" and not answer.content
 
     @property
     def kept_special_ids(self) -> frozenset[int]:

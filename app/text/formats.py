@@ -69,7 +69,7 @@ _TOOL_FORMATS = (
         spelling=Spelling(
             before_name="<|channel|>commentary to=functions.",
             after_name=" <|constrain|>json<|message|>",
-            after_arguments="<|call|>",
+            # <|call|>, which comes then, ends the answer and is no part of it.
         ),
         markers=("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"),
     ),

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
+from app.text.call_constraint import Function
 
 MAX_TOOLS = 128
 
@@ -23,11 +24,12 @@ class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    def for_template(self, place: str) -> dict[str, Any]:
-        if self.strict:
-            raise UnsupportedParameter(
-                "`strict` tools need constrained decoding, which is not there yet.", param=f"{place}.strict"
-            )
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema of the arguments; of a function without parameters (OpenAI's meaning of none) that of an empty object."""
+        return {"type": "object", "additionalProperties": False} if self.parameters is None else self.parameters
+
+    def for_template(self) -> dict[str, Any]:
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -63,14 +65,28 @@ class _AllowedToolChoice(msgspec.Struct, forbid_unknown_fields=True):
 class OfferedTools:
     """What a request says of tools.
 
-    `tools` are those that the template shows, None for none. `names`, when given, are the only ones that may be called; at most
-    `limit` calls are made. `is_legacy`: the request has `functions`, and is answered with `function_call`.
+    `tools` are those that the template shows, None for none. `functions` are those that may be called; `names` are theirs where
+    they are not all. At most `limit` calls are made, and at least one if `must_call`. `param` is where the request says so.
+    `is_legacy`: the request has `functions`, and is answered with `function_call`.
     """
 
     tools: list[dict[str, Any]] | None = None
     names: frozenset[str] | None = None
     limit: int | None = None
+    must_call: bool = False
+    functions: tuple[Function, ...] = ()
+    param: str = "tools"
     is_legacy: bool = False
+
+    @property
+    def needs_grammar(self) -> bool:
+        """Whether the model must be made to write something, and not only kept from it."""
+        return self.tools is not None and (self.must_call or any(function.is_strict for function in self.functions))
+
+    @property
+    def wants_grammar(self) -> bool:
+        """Whether a grammar makes a difference; what is not needed, the parser takes care of where there can be none."""
+        return self.tools is not None and (self.needs_grammar or self.names is not None or self.limit is not None)
 
 
 def offered_tools(
@@ -84,21 +100,27 @@ def offered_tools(
     if functions:
         if tools or tool_choice is not None:
             raise Inapplicable("`functions` is the older name of `tools`; give one of them.", param="functions")
-        shown = [function.for_template(f"functions.[{index}]") for index, function in enumerate(functions)]
+        _refuse_strict(functions)
         choice: str | dict[str, Any] | None = function_call if isinstance(function_call, str) else None
         if isinstance(function_call, NamedFunction):
             choice = {"type": "function", "function": {"name": function_call.name}}
-        return _chosen(shown, choice, limit=1, param="function_call", is_legacy=True)
+        return _chosen(functions, choice, limit=1, param="function_call", is_legacy=True)
     if function_call not in (None, "none"):
         raise Inapplicable("`function_call` is only allowed when `functions` are given.", param="function_call")
-    shown = [tool.function.for_template(f"tools.[{index}].function") for index, tool in enumerate(tools or ())]
-    return _chosen(shown, tool_choice, limit=1 if parallel_tool_calls is False else None, param="tool_choice", is_legacy=False)
+    limit = 1 if parallel_tool_calls is False else None
+    return _chosen([tool.function for tool in tools or ()], tool_choice, limit=limit, param="tool_choice", is_legacy=False)
 
 
 def _chosen(
-    shown: list[dict[str, Any]], choice: str | dict[str, Any] | None, *, limit: int | None, param: str, is_legacy: bool
+    functions: Sequence[FunctionDefinition],
+    choice: str | dict[str, Any] | None,
+    *,
+    limit: int | None,
+    param: str,
+    is_legacy: bool,
 ) -> OfferedTools:
-    names = [tool["function"]["name"] for tool in shown]
+    shown = [function.for_template() for function in functions]
+    names = [function.name for function in functions]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"There are two functions of the name {twice!r}.", param="functions" if is_legacy else "tools")
@@ -106,18 +128,37 @@ def _chosen(
         raise Inapplicable("`tool_choice` is only allowed when `tools` are given.", param=param)
     if choice == "none" or not shown:
         return OfferedTools()
+    place = "functions.[{}].parameters" if is_legacy else "tools.[{}].function.parameters"
+    callable_ = tuple(
+        Function(function.name, function.schema, place.format(index), bool(function.strict))
+        for index, function in enumerate(functions)
+    )
+    offered = OfferedTools(shown, None, limit, functions=callable_, param=param, is_legacy=is_legacy)
     if choice in (None, "auto"):
-        return OfferedTools(shown, None, limit, is_legacy)
+        return replace(offered, param="parallel_tool_calls" if limit is not None and not offered.needs_grammar else "tools")
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         allowed = _convert(choice, _AllowedToolChoice, param).allowed_tools
-        wanted = [_known(tool.function.name, names, param) for tool in allowed.tools]
-        if allowed.mode == "auto":
-            return OfferedTools([tool for tool in shown if tool["function"]["name"] in wanted], frozenset(wanted), limit)
-    elif isinstance(choice, dict):
-        _known(_convert(choice, _NamedTool, param).function.name, names, param)
-    elif choice != "required":
-        raise InvalidRequest(f"`{param}` must be 'none', 'auto', 'required' or an object; found {choice[:40]!r}.", param=param)
-    raise UnsupportedParameter(f"`{param}` that makes the model call a tool is not supported yet.", param=param)
+        wanted = frozenset(_known(tool.function.name, names, param) for tool in allowed.tools)
+        seen = [tool for tool in shown if tool["function"]["name"] in wanted]
+        return replace(_only(offered, wanted), tools=seen, must_call=allowed.mode == "required")
+    if isinstance(choice, dict):
+        name = _known(_convert(choice, _NamedTool, param).function.name, names, param)
+        return replace(_only(offered, frozenset({name})), limit=1, must_call=True)
+    if choice == "required":
+        return replace(offered, must_call=True)
+    raise InvalidRequest(f"`{param}` must be 'none', 'auto', 'required' or an object; found {choice[:40]!r}.", param=param)
+
+
+def _only(offered: OfferedTools, names: frozenset[str]) -> OfferedTools:
+    return replace(offered, names=names, functions=tuple(one for one in offered.functions if one.name in names))
+
+
+def _refuse_strict(functions: Sequence[FunctionDefinition]) -> None:
+    for index, function in enumerate(functions):
+        if function.strict:
+            raise UnsupportedParameter(
+                "`strict` came with `tools`; `functions` do not have it.", param=f"functions.[{index}].strict"
+            )
 
 
 def _convert(value: Any, kind: Any, param: str) -> Any:

@@ -1,0 +1,47 @@
+"""Owns when an answer with tools gets a grammar: where one is needed, and where it only helps if nothing speaks against it.
+
+Shared by every endpoint that offers tools. Knows neither grammars nor formats: text.call_constraint makes them.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from app.api.schemas.common import SamplingFields
+from app.api.schemas.tools import OfferedTools
+from app.errors import InvalidRequest
+from app.registry import ServedModel
+from app.text.call_constraint import call_constraint
+
+if TYPE_CHECKING:
+    from app.engine.grammar import Grammar
+
+
+async def grammar_of_calls(
+    model: ServedModel, offered: OfferedTools, prefix: str, sampling: SamplingFields
+) -> "Grammar | None":
+    """Return what holds the answer to a rendered prompt, whose text is `prefix`, to the calls that the request wants.
+
+    None where there is nothing to hold it to, or where the parser alone takes care of it. Raise InvalidRequest or a subclass
+    for what can not be enforced.
+    """
+    if not offered.wants_grammar:
+        return None
+    loaded = model.loaded
+    if not offered.needs_grammar and (sampling.ignore_eos or sampling.min_tokens or loaded.defaults.num_beams > 1):
+        return None  # which a grammar would contradict
+    try:
+        constraint = await asyncio.to_thread(
+            call_constraint,
+            loaded.chat,
+            loaded.grammars.marker,
+            offered.functions,
+            prefix,
+            must_call=offered.must_call,
+            single=offered.limit == 1,
+            param=offered.param,
+        )
+        return await loaded.grammars.compile(constraint)
+    except InvalidRequest:
+        if offered.needs_grammar:
+            raise
+        return None

@@ -1,0 +1,67 @@
+"""Owns what an answer is held to when tools must be called, or called in a certain way. Knows no HTTP.
+
+The grammar is made from how the model's format spells calls: what it lets through is what the parser of the format reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InvalidRequest, UnsupportedParameter
+from app.text.call_grammar import Marker, call_grammar
+from app.text.constraint import Constraint
+from app.text.json_schema import constraining
+
+if TYPE_CHECKING:
+    from app.text.chat import ChatTemplate
+
+# The schema of any arguments, for functions that are not strict and whose own schema can not be enforced.
+_ANY = {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that may be called. `param` is where the request has the schema of its arguments."""
+
+    name: str
+    schema: dict[str, Any]
+    param: str
+    is_strict: bool
+
+
+def call_constraint(
+    chat: "ChatTemplate",
+    marker: Marker,
+    functions: Sequence[Function],
+    prefix: str,
+    *,
+    must_call: bool,
+    single: bool,
+    param: str,
+) -> Constraint:
+    """Return what an answer to the prompt whose text is `prefix` is held to. Slow at the first call.
+
+    Only these functions may be called, one of them must be if `must_call`, and one at most if `single`. The schemas of strict
+    ones are enforced; so are the others, as far as that is possible. Raise UnsupportedParameter if the model's format can not
+    be enforced, or a strict schema.
+    """
+    format = chat.spelled_format
+    if format is None or format.spelling is None:
+        raise UnsupportedParameter(
+            f"This model can not honour `{param}`: its tool calls are written in a way that can not be enforced.", param=param
+        )
+    schemas = {function.name: _schema(function) for function in functions}
+    lark = call_grammar(format, format.spelling, schemas, marker=marker, must_call=must_call, single=single)
+    return Constraint("lark", lark, param, reasoning=chat.reasoning(prefix))
+
+
+def _schema(function: Function) -> dict[str, Any]:
+    try:
+        if function.schema.get("type", "object") != "object":
+            raise InvalidRequest(f"`{function.param}` must be the schema of an object.", param=function.param)
+        constraining(function.schema, function.param)
+    except (InvalidRequest, UnsupportedParameter):
+        if function.is_strict:
+            raise
+        return _ANY
+    return {"type": "object", **function.schema}
