@@ -58,6 +58,11 @@ SAMPLING = {
     "stop_token_ids": Case([65], (1, ["x"], [-1], [99999], [65] * 65)),
     "priority": Case(-1000, (*NUMBER, -1001, 1001)),
     "max_tokens": Case(3, (*NUMBER, -1, 2**31)),
+    "structured_outputs": Case({"regex": "[ab]+"}, (1, {}, {"regex": "("}, {"json": {"type": "poem"}}, {"unknown": 1})),
+    "guided_json": Case({"type": "integer"}, (1, {"type": "poem"}, {"patternProperties": {"a": {}}})),
+    "guided_regex": Case("[ab]+", (1, "(")),
+    "guided_choice": Case(["a", "b"], (1, [], [1])),
+    "guided_grammar": Case('start: "a"', (1, "start: (", "start: missing")),
 }
 PARAMETERS: dict[str, dict[str, Case]] = {
     "/v1/chat/completions": SAMPLING
