@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= config.example.json
+IMAGE ?= tfoai:0.1.0
+CONTAINER ?= docker
+BUILD_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -85,6 +88,23 @@ schema: $(VENV)/.installed ## Write docs/config.schema.json anew from the code
 metrics: $(VENV)/.installed ## Write docs/metrics.md and the dashboard anew from the code
 	$(BIN)/python -m app.metrics_table > docs/metrics.md
 	$(BIN)/python charts/dashboard.py > charts/tfoai/dashboards/tfoai.json
+
+.PHONY: chart
+chart: $(VENV)/.installed-dev ## Write the chart's schema and README anew from its values and the code
+	$(BIN)/python charts/generate.py
+
+.PHONY: image
+image: ## Build the image IMAGE for GPUs with docker; BUILD_ARGS="--build-arg ..." for another base or torch
+	$(CONTAINER) build -f docker/Dockerfile -t $(IMAGE) $(BUILD_ARGS) .
+
+# The image is built by the test, on the base image TEST_BASE; see docs/operations.md.
+.PHONY: test-image
+test-image: $(VENV)/.installed-dev ## Build the image on a local base and prove it with podman or docker (minutes)
+	$(BIN)/python -m pytest -m image --durations=0 -v -s tests/image
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.installed-dev ## Prove chart and image on the cluster of KUBECONFIG (minutes)
+	$(BIN)/python -m pytest -m cluster --durations=0 -v -s tests/cluster
 
 .PHONY: clean
 clean: ## Remove the environment and caches
