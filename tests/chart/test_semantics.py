@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.config import load_config
-from tests.support.chart import CASES, Object, Rendered, render
+from tests.support.chart import CASES, CHART, Object, Rendered, render
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?)?")
@@ -240,6 +240,11 @@ def test_any_values(values: dict[str, Any], name: str) -> None:
     check(render(values, name=name))
 
 
+HELPERS = (CHART / "templates" / "_helpers.tpl").read_text()
+# The keys that the helper of the checksum omits.
+RELOADED = set(re.findall(r'"([A-Z_]+)"', " ".join(re.findall(r"omit \$config (.*) -}}", HELPERS))))
+
+
 class TestOneByOne:
     """What a single value does."""
 
@@ -265,7 +270,10 @@ class TestOneByOne:
         ("values", "rolls"),
         [
             ({"config": {"MODELS": {"m": {"NAME": "x/y", "TYPE": "Seq2Seq"}}}}, False),
-            ({"config": {"DRAIN_TIMEOUT": 61}}, True),
+            ({"config": {"MAX_QUEUE": 7}}, False),
+            ({"config": {"MAX_QUEUE": 7}, "rollOnConfigChange": True}, True),
+            ({"config": {"MODELS": {"m": {"NAME": "x/y", "TYPE": "Seq2Seq"}}, "MODEL_RELOAD": "restart"}}, True),
+            ({"config": {"DRAIN_TIMEOUT": 61}}, True),  # a running pod's grace can not be changed
             ({"config": {"PORT": 8001}}, True),
             ({"config": {"MODELS": {"m": {"NAME": "x/y", "TYPE": "Seq2Seq"}}}, "rollOnConfigChange": True}, True),
             ({"image": {"tag": "0.0.0"}}, True),
@@ -277,8 +285,15 @@ class TestOneByOne:
     def test_what_rolls_the_pods(self, values: dict[str, Any], rolls: bool) -> None:
         base = {"config": {"MODELS": {"m": {"NAME": "x/y", "TYPE": "CausalLM"}}}, "auth": {"tokens": {"me": "one"}}}
         base |= {"rollOnConfigChange": values.get("rollOnConfigChange", False)}
+        if "MODEL_RELOAD" in values.get("config", {}):
+            base["config"]["MODEL_RELOAD"] = values["config"]["MODEL_RELOAD"]
         changed = {**base, **values, "config": {**base["config"], **values.get("config", {})}}
         assert (render(base).pod != render(changed).pod) is rolls
+
+    def test_what_rolls_the_pods_is_what_the_server_does_not_reload(self) -> None:
+        """A key is left out of the checksum if, and only if, a running server takes it up."""
+        live = pytest.importorskip("app.reload").LIVE_KEYS
+        assert {key.upper() for key in live} - {"BEARER_TOKENS"} == RELOADED
 
     def test_nobody_s_token_is_in_plain_sight(self) -> None:
         chart = render(CASES["public"])

@@ -115,14 +115,19 @@ tfoai-demo-dates:
 {{/* What has to roll the pods when it changes: the keys that a running server does not take up. */}}
 {{- define "tfoai.configChecksum" -}}
 {{- $config := include "tfoai.config" . | fromJson -}}
-{{- $reloads := and (not .Values.rollOnConfigChange) (ne (toString (default "swap" $config.MODEL_RELOAD)) "restart") -}}
+{{- if .Values.rollOnConfigChange -}}
+{{- toJson $config | sha256sum -}}
+{{- else -}}
+{{- $reloads := ne (toString (default "swap" $config.MODEL_RELOAD)) "restart" -}}
 {{- if hasKey $config "RELOAD_INTERVAL" -}}
 {{- $reloads = and $reloads (ne (toString $config.RELOAD_INTERVAL) "0") -}}
 {{- end -}}
+{{- $config = omit $config "BEARER_TOKENS_DIR" "DRAIN_DELAY" "DRAIN_TIMEOUT" "MAX_QUEUE" "MODEL_RELOAD" "RELOAD_INTERVAL" -}}
 {{- if $reloads -}}
 {{- $config = omit $config "MODELS" -}}
 {{- end -}}
 {{- toJson $config | sha256sum -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "tfoai.gracePeriod" -}}
