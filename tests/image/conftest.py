@@ -25,7 +25,7 @@ from tests.support.process import ROOT
 VALUES: dict[str, Any] = {
     "gpu": {"count": 0},
     "auth": {"tokens": TOKENS},
-    "config": {"DRAIN_DELAY": 2, "DRAIN_TIMEOUT": 30},
+    "config": {"DRAIN_DELAY": 2, "DRAIN_TIMEOUT": 120},
     "ingress": {"enabled": True, "controller": "nginx", "hosts": ["a.example"]},
 }
 
