@@ -356,6 +356,9 @@ class TestOneByOne:
         summarize = {"MODELS": {"s": {"NAME": "a/b", "TYPE": "Seq2Seq"}}}
         names = [o["metadata"]["name"] for o in render({"config": summarize}).all("Pod")]
         assert names == ["tfoai-test-models", "tfoai-test-completion"]  # no chat, no tokens
+        embed = {"MODELS": {"s": {"NAME": "a/b", "TYPE": "Embedding"}}}
+        names = [o["metadata"]["name"] for o in render({"config": embed}).all("Pod")]
+        assert names == ["tfoai-test-models", "tfoai-test-embedding"]
 
     @pytest.mark.parametrize("case", CASES)
     def test_notes_name_the_next_commands(self, case: str) -> None:

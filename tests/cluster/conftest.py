@@ -40,7 +40,7 @@ class Cluster:
             "gpu": {"count": 0},
             "auth": {"tokens": TOKENS},
             "config": {"DRAIN_DELAY": 5, "DRAIN_TIMEOUT": 30, "RELOAD_INTERVAL": 1},
-            "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
+            "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1"}},
         }
         if self.ingress:
             name = os.environ.get("TEST_INGRESS_CLASS", "traefik")

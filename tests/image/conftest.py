@@ -24,6 +24,7 @@ from tests.support.process import ROOT
 
 VALUES: dict[str, Any] = {
     "gpu": {"count": 0},
+    "resources": {"limits": {"cpu": "1"}},
     "auth": {"tokens": TOKENS},
     "config": {"DRAIN_DELAY": 2, "DRAIN_TIMEOUT": 120},
     "ingress": {"enabled": True, "controller": "nginx", "hosts": ["a.example"]},

@@ -1,4 +1,4 @@
-"""A container of the image that runs as a pod of the rendered chart would: mounts, user, rights, arguments."""
+"""A container of the image that runs as a pod of the rendered chart would: mounts, user, rights, limits, arguments."""
 
 import base64
 import json
@@ -28,6 +28,8 @@ class Container:
         self.grace = chart.pod["spec"]["terminationGracePeriodSeconds"]
         flags = [*self._security(chart), *self._volumes(chart)]
         flags += [f"--publish=127.0.0.1:{host}:{inside}" for inside, host in ports.values()]
+        if cpus := chart.server["resources"].get("limits", {}).get("cpu"):
+            flags.append(f"--cpus={cpus}")
         flags += [f"--env={e['name']}={e['value']}" for e in chart.server["env"]]
         self.started = time.monotonic()
         self.id = self._run("run", "--detach", *flags, image, *chart.server["args"]).strip()
@@ -90,7 +92,8 @@ class Container:
 
     def wait_until_ready(self, seconds: float = 120) -> float:
         """Return the seconds it took from the start of the container."""
-        while time.monotonic() < self.started + seconds:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             if self.status("/readyz") == 200:
                 return time.monotonic() - self.started
             assert self._run("inspect", "--format={{.State.Running}}", self.id).strip() == "true", self.log

@@ -42,6 +42,13 @@ def completion() -> str:
     return repr(answer["choices"][0]["text"])
 
 
+def embedding() -> str:
+    answer = json.load(ask("/v1/embeddings", {"model": MODEL, "input": "How do I change the port?"}, token()))
+    vector = answer["data"][0]["embedding"]
+    assert vector and any(vector), answer
+    return f"{len(vector)} numbers"
+
+
 def chat() -> str:
     messages = [{"role": "user", "content": "How do I change the port?"}]
     body = {"model": MODEL, "messages": messages, "max_tokens": 32, "stream": True}
