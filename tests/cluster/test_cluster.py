@@ -43,8 +43,8 @@ def served(cluster: Cluster) -> set[str]:
 def test_a_pod_waits_for_a_gpu_and_gets_it(cluster: Cluster) -> None:
     """With the defaults: one GPU, on a node that repels what does not tolerate it."""
     values = cluster.values()
-    values["gpu"] = {"count": 1}
-    cluster.install(values, wait="none")
+    values["gpu"], values["tolerations"] = {"count": 1}, []
+    cluster.install(values, wait="hookOnly")
 
     def is_unschedulable() -> bool:
         conditions = [c for pod in cluster.pods() for c in pod["status"].get("conditions", [])]
