@@ -76,8 +76,8 @@ def complete(server: ServerProcess) -> httpx.Response:
 
 
 def test_sigterm_serves_on_then_refuses_then_finishes(model: dict[str, Any], tmp_path: Path) -> None:
-    with ready(model, tmp_path, DRAIN_DELAY=1, DRAIN_TIMEOUT=60, METRICS_PORT=0) as server:
-        streams = [Stream(server, 1500) for _ in range(2)]
+    with ready(model, tmp_path, DRAIN_DELAY=0.6, DRAIN_TIMEOUT=60, METRICS_PORT=0) as server:
+        streams = [Stream(server, 800) for _ in range(2)]
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         until_status(f"{server.url}/readyz", 503)
@@ -85,11 +85,11 @@ def test_sigterm_serves_on_then_refuses_then_finishes(model: dict[str, Any], tmp
         # Kubernetes may still send requests for a while: they are served, and their connections given up.
         late = complete(server)
         assert (late.status_code, late.headers["connection"]) == (200, "close")
-        streams.append(Stream(server, 1500))
+        streams.append(Stream(server, 800))
         end = time.monotonic() + 10
         while (refused := complete(server)).status_code == 200:
             assert time.monotonic() < end
-        assert time.monotonic() - start >= 1, "not before the delay is over"
+        assert time.monotonic() - start >= 0.6, "not before the delay is over"
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "draining"
         assert refused.headers["connection"] == "close" and int(refused.headers["retry-after"]) > 0
