@@ -122,7 +122,7 @@ tfoai-demo-dates:
 {{- if hasKey $config "RELOAD_INTERVAL" -}}
 {{- $reloads = and $reloads (ne (toString $config.RELOAD_INTERVAL) "0") -}}
 {{- end -}}
-{{- $config = omit $config "BEARER_TOKENS_DIR" "DRAIN_DELAY" "DRAIN_TIMEOUT" "MAX_QUEUE" "MODEL_RELOAD" "RELOAD_INTERVAL" -}}
+{{- $config = omit $config "ALIASES" "BEARER_TOKENS_DIR" "DRAIN_DELAY" "DRAIN_TIMEOUT" "MAX_QUEUE" "MODEL_RELOAD" "RELOAD_INTERVAL" -}}
 {{- if $reloads -}}
 {{- $config = omit $config "MODELS" -}}
 {{- end -}}
