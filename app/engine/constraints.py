@@ -36,7 +36,7 @@ class Constraints:
         assert grammar is not None
         packed = self._buffer(len(rows), grammar.mask_words)
         errors = _fill(grammar, constrained, packed.numpy())
-        forbidden = ~_unpack(packed, scores.shape[-1], scores.device)
+        forbidden = _unpack(packed.bitwise_not_(), scores.shape[-1], scores.device)
         whole = len(rows) == scores.shape[0]
         part = scores if whole else scores[rows]
         part.masked_fill_(forbidden, -torch.inf)
@@ -84,11 +84,11 @@ def _matcher(seq: Sequence) -> Matcher:
 
 
 def _unpack(packed: torch.Tensor, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """Return bits [rows, words] as booleans [rows, vocab_size] on the device; tokens that the mask does not know are False."""
+    """Return bits [rows, words] as booleans [rows, vocab_size] on the device; where the bits are too few, True."""
     if device.type == "cpu":  # numpy has a kernel for it, torch would take 20 times as long
         flat = torch.from_numpy(np.unpackbits(packed.numpy().view(np.uint8), axis=1, bitorder="little")).view(torch.bool)
     else:
         words = packed.to(device, non_blocking=True).unsqueeze(-1)
         flat = ((words >> torch.arange(32, dtype=torch.int32, device=device)) & 1).bool().flatten(1)
     missing = vocab_size - flat.shape[1]
-    return torch.nn.functional.pad(flat, (0, missing)) if missing > 0 else flat[:, :vocab_size]
+    return torch.nn.functional.pad(flat, (0, missing), value=True) if missing > 0 else flat[:, :vocab_size]

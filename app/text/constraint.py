@@ -22,6 +22,8 @@ OPTIONS = '\n%llguidance {"no_forcing": true}'
 # ever.
 _SPACED = {"whitespace_pattern": r"( |\n[ \t]{0,40})"}
 _COMPACT = {"whitespace_flexible": False}
+# No \u: a key could be spelled with it so that nothing recognizes it as one of `properties`.
+_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 # Attributes of rules that the engine has no means to honour.
 _ATTRIBUTE = re.compile(r"^[ \t]*[\w-]+\[[^\]\n]*\b(stop|temperature)\b[^\]\n]*\][ \t]*:", re.MULTILINE)
 
@@ -93,7 +95,7 @@ class Constraint:
         checked = constraining(schema, self.param)
         if isinstance(checked, bool):
             checked = {"allOf": [checked]}
-        options = _COMPACT if self.compact else _SPACED
+        options = (_COMPACT if self.compact else _SPACED) | _ESCAPES
         return json.dumps(checked | {"x-guidance": options}, ensure_ascii=False, separators=(",", ":"))
 
     def _choice(self) -> tuple[str, frozenset[str]]:
@@ -138,4 +140,5 @@ def _escape_for_lark(match: re.Match[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    # Lark's strings are JSON's, but for the control characters that JSON takes as they are.
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))

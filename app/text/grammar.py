@@ -30,8 +30,8 @@ COMPILE_SECONDS = 10.0
 MAX_COMPILATIONS = 4
 CACHE_BYTES = 64 * 2**20
 # What a grammar takes in memory, roughly: docs/benchmarks.md.
-_BYTES_PER_GRAMMAR = 100_000
-_BYTES_PER_SOURCE_BYTE = 200
+_BYTES_PER_GRAMMAR = 20_000
+_BYTES_PER_SOURCE_BYTE = 400
 # The compiler recurses as deep as rules refer to rules: the 20,000 of the largest source fit in here, and 1,000 in the usual 8
 # MiB do not. It is address space, not memory, until it is used.
 _STACK_BYTES = 512 * 2**20
@@ -63,14 +63,17 @@ class GrammarCompiler:
         if self._tokens is None:
             # A second or so, once; no part of anybody's limit.
             await asyncio.to_thread(self._ready, constraint.param)
-        found = self._find_or_begin(constraint)
+        end = asyncio.get_running_loop().time() + COMPILE_SECONDS
+        while (found := self._find_or_begin(constraint)) is None:
+            try:
+                await self._wait_for_any(end)
+            except TimeoutError:
+                message = "Too many grammars are being compiled. Please retry."
+                raise QueueFull(message, param=constraint.param, retry_after=1) from None
         if not isinstance(found, Future):
             return found
-        waited = asyncio.wrap_future(found)
-        waited.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may end when nobody waits any more
         try:
-            # Shielded, because others may wait for the same.
-            return await asyncio.wait_for(asyncio.shield(waited), COMPILE_SECONDS)
+            return await _result(found, end)
         except TimeoutError:
             raise InvalidRequest(
                 f"`{constraint.param}` takes more than {COMPILE_SECONDS:.0f} seconds to compile. Please simplify it.",
@@ -107,7 +110,7 @@ class GrammarCompiler:
         space = '" "? ' if self._starts_text and tokens.vocabulary.drops_first_space else ""
         if reasoning is None:
             return f"start: {space}@body{OPTIONS}" if space else ""
-        close, close_text = tokens.marker(reasoning.close), re.sub(r"([][\\.^$*+?{}()|/])", r"\\\1", reasoning.close)
+        close, close_text = tokens.marker(reasoning.close), re.sub(r"([.^$*+?()\[\]{}|\\/])", r"\\\1", reasoning.close)
         if close.startswith("<["):
             block = f"TEXT {close}\nTEXT: /(?s:.*)/ & ~/(?s:.*){close_text}(?s:.*)/"
         else:
@@ -115,7 +118,8 @@ class GrammarCompiler:
         opening = "block gap" if reasoning.is_open else f"({tokens.marker(reasoning.open)} block gap)?"
         return f"start: {space}{opening} @body\ngap: GAP?\nGAP: /[ \\n]{{1,4}}/\nblock: {block}{OPTIONS}"
 
-    def _find_or_begin(self, constraint: Constraint) -> Grammar | Future[Grammar]:
+    def _find_or_begin(self, constraint: Constraint) -> Grammar | Future[Grammar] | None:
+        """Return the grammar, or what will be it; None if there is no room to begin."""
         key = constraint.key
         with self._lock:
             if key in self._cache:
@@ -123,11 +127,19 @@ class GrammarCompiler:
                 return self._cache[key][0]
             if key not in self._running:
                 if len(self._running) >= MAX_COMPILATIONS:
-                    raise QueueFull(
-                        "Too many grammars are being compiled. Please retry.", param=constraint.param, retry_after=1
-                    )
+                    return None
                 self._running[key] = _with_deep_stack(lambda: self._compile_and_remember(key, constraint))
             return self._running[key]
+
+    async def _wait_for_any(self, end: float) -> None:
+        """Wait until one of the compilations has ended; raise TimeoutError at `end`."""
+        with self._lock:
+            running = [asyncio.ensure_future(_result(future, end)) for future in self._running.values()]
+        done, others = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in others:
+            task.cancel()
+        if all(isinstance(task.exception(), TimeoutError) for task in done):
+            raise TimeoutError
 
     def _compile_and_remember(self, key: str, constraint: Constraint) -> Grammar:
         try:
@@ -158,6 +170,14 @@ class GrammarCompiler:
                     ) from error
                 self._tokens = GrammarTokens(vocabulary, self._eos_token_ids, self._tokenizer)
             return self._tokens
+
+
+async def _result(future: Future[T], end: float) -> T:
+    """Wait for what a thread makes until the loop's time `end`; it goes on when the wait is over, since others may wait too."""
+    waited = asyncio.wrap_future(future)
+    waited.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may end when nobody waits any more
+    async with asyncio.timeout_at(end):
+        return await asyncio.shield(waited)
 
 
 _stack_size_lock = threading.Lock()

@@ -80,7 +80,7 @@ class _Walk:
         if result.get("format") in ("date", "date-time"):
             result["allOf"] = [*result.get("allOf", []), {"pattern": _CALENDAR}]
         self._check_counts(result, place)
-        self._check_zero(result, place)
+        self._check_exclusive(result, place)
         return result
 
     def _keyword(self, result: dict[str, Any], schema: dict[str, Any], key: str, value: Any, place: str, depth: int) -> None:
@@ -156,14 +156,15 @@ class _Walk:
         if schema.get("minProperties", 0) > len(set(schema.get("required", ()))) + 1:
             raise self._unsupported("minProperties", f"{place}.minProperties", "up to one more than `required` names it is.")
 
-    def _check_zero(self, schema: dict[str, Any], place: str) -> None:
-        # llguidance's patterns for ranges between 0, itself excluded, and a fraction take a 0 all the same.
+    def _check_exclusive(self, schema: dict[str, Any], place: str) -> None:
+        # Where both bounds share their whole part, llguidance's pattern takes a whole number that is itself excluded.
         bounds = self._bounds(schema, set())
         for exclusive, others in (("exclusiveMinimum", _UPPER), ("exclusiveMaximum", _LOWER)):
-            if (exclusive, 0) in bounds and any(key in others and abs(value) < 1 for key, value in bounds):
-                raise self._unsupported(
-                    exclusive, f"{place}.{exclusive}", "of 0 it is not where the other bound is a fraction."
-                )
+            for key, bound in bounds:
+                near = [other for name, other in bounds if name in others and abs(other - bound) < 1]
+                if key == exclusive and bound == int(bound) and near:
+                    hint = "of a whole number it is not where the other bound is less than 1 away."
+                    raise self._unsupported(exclusive, f"{place}.{exclusive}", hint)
 
     def _bounds(self, schema: Any, seen: set[str]) -> set[tuple[str, float]]:
         """Return the bounds of numbers that hold in the place of `schema`, its own and those that apply in place."""

@@ -6,6 +6,7 @@ state, which is asked for here and raised, or reported, for the one sequence tha
 """
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,11 +27,16 @@ _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=100_000,
     step_max_items=20_000,
-    max_items_in_row=1_000,
+    max_items_in_row=2_000,
     max_lexer_states=50_000,
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+
+
+# From so many processors on, the masks of so many rows are made in a pool of threads.
+MIN_PROCESSORS = 4
+MIN_ROWS = 8
 
 
 class InvalidGrammarError(Exception):
@@ -51,7 +57,8 @@ class GrammarTokens:
         self.eos_token_id = eos_token_ids[0] if eos_token_ids else None
         self._tokenizer = tokenizer
         self._native = llguidance.LLTokenizer(cast(Any, self), eos_token=eos_token_ids or None)
-        self._executor = llguidance.LLExecutor()
+        # On two processors one thread after the other takes half the time of the pool (docs/benchmarks.md).
+        self._executor = llguidance.LLExecutor() if len(os.sched_getaffinity(0)) >= MIN_PROCESSORS else None
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Encode a text; the library asks for it where a grammar insists on its own spelling."""
@@ -82,7 +89,7 @@ class GrammarTokens:
 class CompiledGrammar:
     """`app.engine.grammar.Grammar` by llguidance."""
 
-    def __init__(self, start: llguidance.LLMatcher, vocab_size: int, executor: llguidance.LLExecutor) -> None:
+    def __init__(self, start: llguidance.LLMatcher, vocab_size: int, executor: llguidance.LLExecutor | None) -> None:
         self.mask_words = (vocab_size + 31) // 32
         self._start = start
         self._executor = executor
@@ -94,9 +101,13 @@ class CompiledGrammar:
         natives = [cast(GrammarMatcher, matcher).native for matcher in matchers]
         assert masks.shape == (len(natives), self.mask_words)
         assert masks.flags.c_contiguous
-        self._executor.unsafe_compute_mask_ptr(
-            [(native, row) for row, native in enumerate(natives)], masks.ctypes.data, 4 * self.mask_words, len(natives)
-        )
+        start, width = masks.ctypes.data, 4 * self.mask_words
+        if self._executor is not None and len(natives) >= MIN_ROWS:
+            pairs = [(native, row) for row, native in enumerate(natives)]
+            self._executor.unsafe_compute_mask_ptr(pairs, start, width, len(natives))
+        else:
+            for row, native in enumerate(natives):
+                native.unsafe_compute_mask_ptr(start + row * width, width)
         return [GrammarError(_message(native)) if native.is_error() else None for native in natives]
 
 
@@ -122,5 +133,6 @@ class GrammarMatcher:
 def _message(matcher: llguidance.LLMatcher) -> str:
     """Return one line of what went wrong; what follows it in the library's text are excerpts and states."""
     lines = [line.strip() for line in matcher.get_error().splitlines()]
-    text = next((line for line in lines if line and line != "<non-verbose/>"), "the text can not be continued")
-    return text[:300]
+    text = next((line for line in lines if line and line != "<non-verbose/>"), "")
+    # The library's word for a mask without a token.
+    return "nothing that the model's tokens spell satisfies it" if text in ("", "NoExtensionBias") else text[:300]

@@ -3,17 +3,23 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from typing import Annotated, Any, Literal
 
+import httpx
 import pytest
+from openai import OpenAI
+from pydantic import BaseModel, Field
 
 from app.config import ModelType
 from app.engine.defaults import GenerationDefaults
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeLoader, FakeRunner
-from tests.support.live import LiveServer, assert_error, events_of, live_server
+from tests.support.hostile import HOSTILE
+from tests.support.live import MODEL, LiveServer, assert_error, events_of, eventually, live_server
 from tests.support.schemas import validate
-from tests.support.tiny import EOS
+from tests.support.tiny import CHAT_TEMPLATE, EOS, RESPONSE_TEMPLATE
 
 SCHEMA = {
     "type": "object",
@@ -136,6 +142,76 @@ class TestBothEndpoints:
         assert is_person(server.chat(response_format=FORMAT, **SAMPLED).json()["choices"][0]["message"]["content"])
 
 
+class Tag(BaseModel):
+    kind: Literal["color", "size"]
+    value: Annotated[str, Field(max_length=6)]
+
+
+class Item(BaseModel):
+    name: Annotated[str, Field(pattern=r"^[A-Z][a-z]{1,5}$")]
+    price: Annotated[float, Field(ge=0, le=100)]
+    amount: int | None
+    tags: Annotated[list[Tag], Field(max_length=2)]
+    due: date
+
+
+class TestOpenAIClient:
+    @pytest.fixture
+    def client(self, flat: LiveServer) -> Iterator[OpenAI]:
+        http = httpx.Client(trust_env=False, verify=False)
+        with OpenAI(base_url=f"{flat.url}/v1", api_key="x", http_client=http, max_retries=0, timeout=10) as client:
+            yield client
+
+    def test_parse(self, client: OpenAI) -> None:
+        messages: Any = [{"role": "user", "content": "hello"}]
+        for seed in range(3):
+            completion = client.chat.completions.parse(
+                model=MODEL, messages=messages, response_format=Item, temperature=1, seed=seed, max_tokens=450
+            )
+            assert isinstance(completion.choices[0].message.parsed, Item)
+
+    def test_a_stream_with_a_model(self, client: OpenAI) -> None:
+        messages: Any = [{"role": "user", "content": "hello"}]
+        with client.chat.completions.stream(
+            model=MODEL, messages=messages, response_format=Item, temperature=1, seed=1, max_tokens=450
+        ) as stream:
+            assert isinstance(stream.get_final_completion().choices[0].message.parsed, Item)
+
+    def test_extra_body(self, client: OpenAI) -> None:
+        completion = client.completions.create(model=MODEL, prompt="hello", extra_body={"guided_choice": ["yes", "no"]})
+        assert completion.choices[0].text in ("yes", "no")
+
+
+class TestReasoning:
+    """The model says what is in `answer` as far as its grammar allows."""
+
+    ANSWER = "<think>It is {this} or that.</think>\n\n{}"
+
+    def test_a_model_that_may_reason_does_so_before_its_answer(self, serve: Serve) -> None:
+        runner = FakeRunner(answer=self.ANSWER)
+        server = serve(FakeLoader(runner=runner, response_template=RESPONSE_TEMPLATE))
+        body: dict[str, Any] = {"guided_regex": r"\{\}", "max_tokens": 100}
+        message = server.chat(**body).json()["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("It is {this} or that.", "{}")
+        deltas = [choice["delta"] for chunk in events_of(server.chat(**body, stream=True)) for choice in chunk["choices"]]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "It is {this} or that."
+        assert "".join(delta.get("content", "") for delta in deltas) == "{}"
+
+    def test_a_prompt_that_opens_the_block(self, serve: Serve) -> None:
+        loader = FakeLoader(runner=FakeRunner(answer=self.ANSWER.removeprefix("<think>")))
+        loader.chat_template = CHAT_TEMPLATE.replace("<s>assistant: ", "<s>assistant: <think>\n")
+        server = serve(loader)
+        choice = server.chat(guided_regex=r"\{\}", max_tokens=100).json()["choices"][0]
+        assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("It is {this} or that.", "{}")
+        assert choice["finish_reason"] == "stop"
+
+    def test_content_is_never_read_as_a_tool_call(self, serve: Serve) -> None:
+        text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        server = serve(FakeLoader(runner=FakeRunner(answer=text), response_template=RESPONSE_TEMPLATE))
+        message = server.chat(guided_choice=[text], max_tokens=100).json()["choices"][0]["message"]
+        assert message["content"] == text and "tool_calls" not in message
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("body", "param"),
@@ -209,6 +285,17 @@ class TestRefusals:
 
 
 class TestFailures:
+    def test_hostile_sources_beside_healthy_streams(self, serve: Serve) -> None:
+        server = serve(runner=FlatRunner(), max_num_seqs=8)
+        with ThreadPoolExecutor(9) as pool:
+            healthy = [pool.submit(server.complete, max_tokens=400, ignore_eos=True) for _ in range(7)]
+            for kind, make in HOSTILE.values():
+                body: dict[str, Any] = {"json_schema": "guided_json", "regex": "guided_regex", "lark": "guided_grammar"}
+                response = server.complete(**{body[kind]: make()}, max_tokens=5)
+                assert response.status_code in (200, 400), response.text
+            assert all(future.result().status_code == 200 for future in healthy)
+        eventually(server.is_idle)
+
     def test_a_grammar_too_complex_at_some_step_is_the_senders_affair(self, flat: LiveServer) -> None:
         # As long as only `a` comes, thousands of alternatives stay open.
         body = {

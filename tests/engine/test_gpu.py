@@ -10,14 +10,18 @@ from app.engine.engine import EngineThread
 from app.engine.kv_cache import BlockLedger
 from app.engine.memory import kv_cache_blocks
 from app.engine.paged import PagedRunner
+from app.engine.runner import Sampled
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import SamplingParams
+from app.engine.sequence import SamplingParams, Sequence
 from app.engine.varlen import varlen_attention
 from app.engine.verify import verify
 from app.engine.warmup import largest_step_bytes
+from app.text.constraint import Constraint
+from app.text.grammar import GrammarCompiler
+from app.text.tokenizer import Tokenizer
 from tests.benchmarks.gpu import greedy_share
-from tests.support.tiny import VOCAB_SIZE, tiny_model
+from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,3 +125,18 @@ def test_kv_memory_leaves_room_for_the_largest_step() -> None:
         model.device, verified.memory.bytes_per_block, max_num_seqs=10**9, blocks_per_seq=10**3, fraction=0.9, step_bytes=needed
     )
     assert 0.5 * free < blocks * verified.memory.bytes_per_block < 0.95 * free
+
+
+def test_masks_are_the_same_on_the_device() -> None:
+    grammar = GrammarCompiler(Tokenizer(byte_tokenizer()), VOCAB_SIZE, frozenset({EOS})).compile_here(
+        Constraint("json_object", None, "p")
+    )
+    logits = torch.randn(6, VOCAB_SIZE + 13, generator=torch.Generator().manual_seed(1))
+
+    def draw(device: str) -> list[list[int]]:
+        params = SamplingParams(max_tokens=9, temperature=1.0, seed=1, grammar=grammar, stop_token_ids=frozenset({EOS}))
+        rows = [Sequence(index, [5], params) for index in range(6)]
+        results = BatchSampler().sample(logits.to(device), rows)
+        return [result.token_ids for result in results if isinstance(result, Sampled)]
+
+    assert draw("cuda") == draw("cpu") and len(draw("cuda")) == 6
