@@ -135,6 +135,8 @@ class GrammarCompiler:
         """Wait until one of the compilations has ended; raise TimeoutError at `end`."""
         with self._lock:
             running = [asyncio.ensure_future(_result(future, end)) for future in self._running.values()]
+        if not running:
+            return  # they ended between the question and now
         done, others = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in others:
             task.cancel()

@@ -199,7 +199,8 @@ class TestReasoning:
 
     def test_a_prompt_that_opens_the_block(self, serve: Serve) -> None:
         loader = FakeLoader(runner=FakeRunner(answer=self.ANSWER.removeprefix("<think>")))
-        loader.chat_template = CHAT_TEMPLATE.replace("<s>assistant: ", "<s>assistant: <think>\n")
+        # With both markers in it, a template shows how its model reasons.
+        loader.chat_template = "{# </think> #}" + CHAT_TEMPLATE.replace("<s>assistant: ", "<s>assistant: <think>\n")
         server = serve(loader)
         choice = server.chat(guided_regex=r"\{\}", max_tokens=100).json()["choices"][0]
         assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("It is {this} or that.", "{}")

@@ -306,6 +306,15 @@ class TestBounds:
             await asyncio.sleep(0.01)
         assert await compiler.compile(constraints[0]) is not None
 
+    async def test_more_at_once_than_may_be_compiled_wait_for_their_turn(self) -> None:
+        for _ in range(5):
+            compiler = make_compiler()
+            grammars = await asyncio.gather(*(compiler.compile(Constraint("choice", [str(i)], "p")) for i in range(40)))
+            assert len({id(grammar) for grammar in grammars}) == 40
+
+    async def test_waiting_for_nothing_is_over_at_once(self) -> None:
+        await make_compiler()._wait_for_any(asyncio.get_running_loop().time() + 10)
+
     async def test_the_event_loop_goes_on_meanwhile(self) -> None:
         compiler = make_compiler()
         lark = "start: " + " | ".join(f"r{index}" for index in range(800)) + "\n"
