@@ -41,7 +41,7 @@ class Cluster:
             # The node of a small cluster is the one that gets the GPU's taint.
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "auth": {"tokens": TOKENS},
-            "config": {"DRAIN_DELAY": 5, "DRAIN_TIMEOUT": 30, "RELOAD_INTERVAL": 1},
+            "config": {"DRAIN_DELAY": 5, "DRAIN_TIMEOUT": 60, "RELOAD_INTERVAL": 1},
             "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1"}},
         }
         if self.ingress:

@@ -1,4 +1,7 @@
-"""A steady load on the API, open loop: requests start by the clock, whatever the others do. Every failure is kept."""
+"""A steady load on the API, open loop: requests start by the clock, whatever the others do. Every failure is kept.
+
+The requests are short, so that one pod on half of a slow machine can bear them while the other is away.
+"""
 
 import json
 import threading
@@ -9,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 
 COMPLETION = {"model": "tfoai-demo-dates", "prompt": "the 3rd of March 2024"}
-CHAT = {"model": "tfoai-demo", "messages": [{"role": "user", "content": "What is tfoai?"}], "stream": True, "max_tokens": 40}
+CHAT = {"model": "tfoai-demo", "messages": [{"role": "user", "content": "What is tfoai?"}], "stream": True, "max_tokens": 12}
 
 
 @dataclass

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections import Counter
 from typing import Any
 
 import helm_python as helm
@@ -191,7 +192,8 @@ def test_nothing_fails_while_everything_changes(release: Cluster) -> None:
         f"\n{load.done} requests, {load.streams} streams, {len(load.failures)} failures, slowest {load.slowest:.1f} s; "
         f"rolled by {rolled:.0f} s, tokens and config changed by {changed:.0f} s, rolled back by {back:.0f} s"
     )
-    assert load.failures == []
+    print(*Counter(failure.partition(" ")[2] for failure in load.failures).items(), sep="\n")
+    assert load.failures[:20] == []
     assert load.done >= 0.9 * load.per_second * seconds
 
 
