@@ -124,7 +124,7 @@ tfoai-demo-dates:
 {{- end -}}
 {{- $config = omit $config "ALIASES" "BEARER_TOKENS_DIR" "DRAIN_DELAY" "DRAIN_TIMEOUT" "MAX_QUEUE" "MODEL_RELOAD" "RELOAD_INTERVAL" -}}
 {{- if $reloads -}}
-{{- $config = omit $config "MODELS" -}}
+{{- $config = omit $config "MODELS" "ALIASES" -}}
 {{- end -}}
 {{- toJson $config | sha256sum -}}
 {{- end -}}
