@@ -6,12 +6,12 @@ state, which is asked for here and raised, or reported, for the one sequence tha
 """
 
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import llguidance
 
+from app.engine.cpus import usable_cpus
 from app.engine.grammar import GrammarError, Matcher
 from app.text.vocabulary import Vocabulary
 
@@ -58,7 +58,7 @@ class GrammarTokens:
         self._tokenizer = tokenizer
         self._native = llguidance.LLTokenizer(cast(Any, self), eos_token=eos_token_ids or None)
         # On two processors one thread after the other takes half the time of the pool (docs/benchmarks.md).
-        self._executor = llguidance.LLExecutor() if len(os.sched_getaffinity(0)) >= MIN_PROCESSORS else None
+        self._executor = llguidance.LLExecutor(min(usable_cpus() - 1, 32)) if usable_cpus() >= MIN_PROCESSORS else None
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Encode a text; the library asks for it where a grammar insists on its own spelling."""

@@ -168,6 +168,7 @@ class TestLanguage:
     def test_matchers_of_different_grammars_share_a_batch(self, min_processors: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Made in a pool of threads, or one after the other."""
         monkeypatch.setattr(matching, "MIN_PROCESSORS", min_processors)
+        monkeypatch.setattr(matching, "usable_cpus", lambda: 2)
         monkeypatch.setattr(matching, "MIN_ROWS", 2)
         compiler = make_compiler()
         first = compiler.compile_here(Constraint("choice", ["ab"], "p"))
