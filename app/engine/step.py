@@ -39,6 +39,9 @@ class Stepper:
         """Compute and commit one batch."""
         start = time.monotonic()
         batch = self._scheduler.schedule()
+        if not batch:
+            self._fail_first_waiting()
+            return self.take()
         for part, output in self._forward(batch):
             if isinstance(output, Exception):
                 self._fail(part[0].seq, output, "forward")
@@ -56,6 +59,13 @@ class Stepper:
         self.totals.count_step("decode" if num_tokens == num_streams else "prefill", seconds, num_tokens)
         self._pace.observe(seconds, num_streams, num_tokens - num_streams)
         self._scheduler.max_num_prompt_tokens = self._pace.budget
+
+    def _fail_first_waiting(self) -> None:
+        """Nobody runs, and still the first in line has no room: it is longer than all KV memory."""
+        seq = self._scheduler.abort(self._scheduler.waiting[0].seq_id)
+        assert seq is not None
+        self._runner.release(seq.seq_id)
+        self._fail(seq, MemoryError(f"{seq.num_tokens} tokens are more than KV memory holds"), "scheduler")
 
     def _check_when_idle(self) -> None:
         """Look for lost blocks when there is nothing to do, but not after each of many short requests."""

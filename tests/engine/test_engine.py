@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from app.engine.engine import EngineDeadError, EngineThread
+from app.engine.kv_cache import BlockLedger
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
@@ -254,3 +255,21 @@ async def test_snapshot_counts_prompt_and_generation_tokens(engine: EngineThread
     await until(lambda: engine.snapshot().num_running == 0)
     snapshot = engine.snapshot()
     assert (snapshot.num_prompt_tokens, snapshot.num_generation_tokens) == (9, 7)
+
+
+async def test_what_is_longer_than_all_kv_memory_fails_alone() -> None:
+    ledger = BlockLedger(4, 2, prefix_cache=False)
+    scheduler = Scheduler(max_num_seqs=4, max_num_batched_tokens=100, chunked_prefill=True, ledger=ledger)
+    runner = FakeRunner()
+    runner.supports_chunked_prefill = True
+    engine = EngineThread(runner, BatchSampler(), scheduler)
+    try:
+        grows, prompt, fits = await asyncio.gather(
+            read(engine, [9] * 4, params(20)), read(engine, [9] * 9, params(2)), read(engine, [9] * 3, params(2))
+        )
+        for failed in (grows, prompt):
+            assert failed.finish_reason is FinishReason.ERROR and "KV memory" in str(failed.error)
+        assert fits.finish_reason is FinishReason.LENGTH
+        assert engine.dead is None and ledger.num_available == 4
+    finally:
+        engine.stop()
