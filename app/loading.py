@@ -4,7 +4,6 @@ torch and transformers are imported when a model is loaded, not before, so that 
 """
 
 import gc
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,12 +40,6 @@ class LoadedEmbedder(LoadedEncoder):
     tokenizer: "Tokenizer"
     chat: "ChatTemplate"
     sentences: "SentenceEncoder"
-
-
-# How often a thread of torch looks for more work before it sleeps, about 0.2 ms: longer than the pause between two operators,
-# shorter than the one between two steps. libgomp's own 3 ms take a processor from whoever has work, the threads it waits for
-# among them: beside other processes, steps become many times longer.
-_SPIN_COUNT = 20_000
 
 
 def check_room(models: Iterable[ModelSettings]) -> None:
@@ -106,8 +99,6 @@ class Loader(Protocol):
 
 def load_model(name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded | LoadedEmbedder:
     """Load tokenizer and model. Imports torch and transformers, which takes seconds."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))  # read when torch is imported
     from app.engine.encoder_loader import load_encoder
     from app.engine.loader import load
     from app.text.chat import ChatTemplate
