@@ -27,6 +27,7 @@ from app.config_keys import (
     VISIBLE,
     BearerToken,
     Device,
+    FimTemplate,
     Fraction,
     Limit,
     ReasoningFormatName,
@@ -50,7 +51,7 @@ class ModelType(enum.StrEnum):
 
 
 # Keys of a model that only mean something where text is generated.
-NOT_FOR_EMBEDDINGS = ("generate_config", "kv_cache_memory_fraction")
+NOT_FOR_EMBEDDINGS = ("generate_config", "kv_cache_memory_fraction", "fim_template")
 
 
 class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +141,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = True
     tool_format: ToolFormatName = "auto"
     reasoning_format: ReasoningFormatName = "auto"
+    fim_template: FimTemplate = None
     compile: Annotated[
         bool,
         doc(

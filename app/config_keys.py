@@ -118,6 +118,18 @@ ReasoningFormatName = Annotated[
     str,
     one_of("How the model marks its reasoning; auto as for TOOL_FORMAT.", *("auto", "none", *REASONING_FORMATS)),
 ]
+# One before the other, said without looking ahead, which patterns of Helm's schemas can not do.
+_BOTH_ORDERS = (("prefix", "suffix"), ("suffix", "prefix"))
+_ANY = r"[^\x00]*"
+_FIM_ORDERS = "|".join(_ANY + rf"\{{{first}\}}" + _ANY + rf"\{{{then}\}}" + _ANY for first, then in _BOTH_ORDERS)
+FimTemplate = Annotated[
+    Annotated[str, Meta(pattern=rf"^({_FIM_ORDERS})?{END}", max_length=1000)] | None,
+    doc(
+        "How the model wants a prompt to fill the gap before `suffix`: its tokens around {prefix} and {suffix}. null: by the "
+        "tokens that its tokenizer has; empty: it fills none.",
+        'a text with {prefix} and {suffix} such as "<PRE>{prefix}<SUF>{suffix}<MID>", an empty text, or null',
+    ),
+]
 Limit = Annotated[int, whole("", 1)]
 _Size = Annotated[int, whole("", 0)]
 Fraction = Annotated[float, number("", 0, 1)]

@@ -19,7 +19,9 @@ from app.logs import adopt_library_logs
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
+    from app.text.decisions import DecisionPrompts
     from app.text.grammar import GrammarCompiler
+    from app.text.infill import Infill
     from app.text.sentences import SentenceEncoder
     from app.text.tokenizer import Tokenizer
 
@@ -31,6 +33,8 @@ class Loaded(LoadedModel):
     tokenizer: "Tokenizer"
     chat: "ChatTemplate"
     grammars: "GrammarCompiler"
+    decisions: "DecisionPrompts"
+    infill: "Infill | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,9 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     from app.engine.encoder_loader import load_encoder
     from app.engine.loader import load
     from app.text.chat import ChatTemplate
+    from app.text.decisions import DecisionPrompts
     from app.text.grammar import GrammarCompiler
+    from app.text.infill import find_infill
     from app.text.sentences import SentenceEncoder
     from app.text.tokenizer import load_tokenizer
 
@@ -119,6 +125,9 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
     try:
         tokenizer = load_tokenizer(source, arguments, msgspec.structs.asdict(settings.decode_config), path)
         chat = ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format, path=path)
+        infill = None
+        if isinstance(loaded, LoadedModel):
+            infill = find_infill(tokenizer, settings.fim_template, is_encoder_decoder=loaded.is_encoder_decoder, path=path)
     except ConfigError:
         loaded.engine.stop()
         raise
@@ -127,7 +136,8 @@ def load_model(name: str, settings: ModelSettings, path: str, on_progress: Calla
         grammars = GrammarCompiler(
             tokenizer, loaded.vocab_size, loaded.defaults.eos_token_ids, starts_text=loaded.is_encoder_decoder
         )
-        return Loaded(tokenizer=tokenizer, chat=chat, grammars=grammars, **facts)
+        decisions = DecisionPrompts(tokenizer, chat, is_encoder_decoder=loaded.is_encoder_decoder)
+        return Loaded(tokenizer=tokenizer, chat=chat, grammars=grammars, infill=infill, decisions=decisions, **facts)
     files = loaded.files
     sentences = SentenceEncoder(
         tokenizer=tokenizer,

@@ -142,8 +142,8 @@ class ServedModel:
         self._loaded = loaded
         self.progress = 1.0
 
-    def admit(self, num_sequences: int) -> "Admission":
-        """Take slots for all sequences of a request, or none; raise QueueFull.
+    def admit(self, num_sequences: int, *, reuses: bool = False) -> "Admission":
+        """Take slots for all sequences of a request, or none; raise QueueFull. With `reuses` slots are kept until it is closed.
 
         Called before any rendering or tokenizing, so that a full server refuses cheaply.
         """
@@ -161,7 +161,7 @@ class ServedModel:
                 "Please retry.",
                 retry_after=RETRY_QUEUE,
             )
-        return Admission(self, num_sequences)
+        return Admission(self, num_sequences, reuses=reuses)
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int, *, what: str) -> None:
         """Raise ContextLengthExceeded if prompt and completion do not fit.
@@ -201,10 +201,14 @@ class ServedModel:
 
 
 class Admission:
-    """Slots held by one request. A sequence gives its slot back when the engine confirms its end; `close` the unused ones."""
+    """Slots held by one request. A sequence gives its slot back when the engine confirms its end; `close` the unused ones.
 
-    def __init__(self, model: ServedModel, num_sequences: int) -> None:
+    Until it is closed, one that `reuses` gets the slot of a sequence that has ended back for the next one.
+    """
+
+    def __init__(self, model: ServedModel, num_sequences: int, *, reuses: bool = False) -> None:
         self._model = model
+        self._reuses = reuses
         self._unused = num_sequences
         model.num_admitted += num_sequences
 
@@ -234,9 +238,13 @@ class Admission:
     def close(self) -> None:
         self._model.num_admitted -= self._unused
         self._unused = 0
+        self._reuses = False
 
     def _return_one(self) -> None:
-        self._model.num_admitted -= 1
+        if self._reuses:
+            self._unused += 1
+        else:
+            self._model.num_admitted -= 1
 
 
 def _path(name: str) -> str:

@@ -9,7 +9,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import chat, completions, embeddings, models, status, tokenize
+from app.api import chat, completions, decisions, embeddings, models, status, tokenize
 from app.api.auth import BearerTokens
 from app.api.context import Context
 from app.api.middleware import RequestMiddleware
@@ -55,6 +55,8 @@ def create_app(
             completions.create_completion,
             completions.create_engine_completion,
             chat.create_chat_completion,
+            decisions.create_decision,
+            decisions.create_systemone,
             models.list_models,
             models.get_model,
             models.list_engines,

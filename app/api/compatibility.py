@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.api.schemas import chat, completions, tokenize
+from app.api.schemas import chat, completions, decisions, tokenize
 from app.api.schemas.embeddings import EmbeddingRequest
 
 
@@ -61,6 +61,7 @@ _HOSTING = {
     "prompt_cache_retention": "cached blocks stay until their memory is needed.",
     "safety_identifier": "nothing here is counted by user.",
 }
+_SUFFIX = "where the model's tokenizer has fill-in-the-middle tokens, or FIM_TEMPLATE names them; else refused."
 _STREAM = {"stream_options": "`include_usage`; `include_obfuscation` is taken, and no padding is sent."}
 
 ENDPOINTS = (
@@ -78,7 +79,15 @@ ENDPOINTS = (
             "store": "false; true is refused: nothing is stored here.",
         },
     ),
-    Endpoint("/v1/completions", completions.CompletionRequest, completions.REFUSED, _USER, _STREAM),
+    Endpoint("/v1/completions", completions.CompletionRequest, completions.REFUSED, _USER, _STREAM | {"suffix": _SUFFIX}),
+    Endpoint(
+        "/v1/decisions",
+        decisions.DecisionRequest,
+        decisions.REFUSED,
+        {name: _HOSTING[name] for name in ("prompt_cache_key", "prompt_cache_options", "safety_identifier")},
+        {"input": "text and JSON; images are refused.", "questions": "as many options as the model has labels of one token."},
+    ),
+    Endpoint("/v1/systemone", decisions.SystemOneRequest, decisions.SYSTEM_ONE_REFUSED),
     Endpoint("/v1/embeddings", EmbeddingRequest, {}, _USER),
     Endpoint("/tokenize", tokenize.TokenizeRequest, tokenize.REFUSED),
     Endpoint("/detokenize", tokenize.DetokenizeRequest),

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from litestar import Request, post
 
@@ -25,6 +26,9 @@ from app.errors import InvalidRequest, UnsupportedParameter
 from app.registry import ServedModel
 from app.text.detokenizer import Detokenizer
 from app.text.output import TextDelta, TokenText
+
+if TYPE_CHECKING:
+    from app.text.infill import Infill
 
 # OpenAI's default for max_tokens here.
 DEFAULT_MAX_TOKENS = 16
@@ -65,25 +69,30 @@ async def _complete(request: Request[Any, Any, Any], context: Context, body: Com
 SHORT_PROMPTS = 1000
 
 
-async def _encode(model: ServedModel, prompts: list[str | list[int]], *, with_text: bool) -> list[Prompt]:
-    """Return the prompts as ids, made off the event loop unless they are short: texts get the tokenizer's special tokens, ids are taken as they are.
+async def _encode(
+    model: ServedModel, prompts: list[str | list[int]], infill: "Infill | None", suffix: str, *, with_text: bool
+) -> list[Prompt]:
+    """Return the prompts as ids, made off the event loop unless they are short.
 
-    `with_text` asks for the text of prompts that came as ids.
+    Texts get the tokenizer's special tokens, ids are taken as they are. With `infill` they are prompts for
+    the text between each of them and `suffix`. `with_text` asks for the text of prompts that came as ids.
     """
     loaded = model.loaded
 
     def one(index: int, prompt: str | list[int]) -> Prompt:
         if isinstance(prompt, str):
-            return Prompt(loaded.tokenizer.encode(prompt) or _beginning_of_text(model), prompt)
-        for token_id in prompt:
-            check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
-        return Prompt(prompt, loaded.tokenizer.decode(prompt) if with_text else "")
+            text, ids = prompt, None if infill else loaded.tokenizer.encode(prompt) or _beginning_of_text(model)
+        else:
+            for token_id in prompt:
+                check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
+            text, ids = loaded.tokenizer.decode(prompt) if with_text else "", prompt
+        return Prompt(infill.prompt_ids(prompt, suffix) if infill else ids or [], text)
 
     def all_of_them() -> list[Prompt]:
         return [one(index, prompt) for index, prompt in enumerate(prompts)]
 
     # Short ones take less time than a thread's turn at the interpreter.
-    is_short = sum(len(prompt) for prompt in prompts) <= SHORT_PROMPTS
+    is_short = sum(len(prompt) for prompt in prompts) + len(suffix) <= SHORT_PROMPTS
     return all_of_them() if is_short else await asyncio.to_thread(all_of_them)
 
 
@@ -94,6 +103,17 @@ def _beginning_of_text(model: ServedModel) -> list[int]:
         if token_id is not None:
             return [token_id]
     raise InvalidRequest("`prompt` is empty, and this model has no token to begin a text with.", param="prompt")
+
+
+def _infill_of(model: ServedModel) -> "Infill":
+    infill = model.loaded.infill
+    if infill is None:
+        raise UnsupportedParameter(
+            f"`suffix` is not supported by the model `{model.name}`: its tokenizer has no fill-in-the-middle tokens that are "
+            "known here (FIM_TEMPLATE in the server's configuration names them).",
+            param="suffix",
+        )
+    return infill
 
 
 class _Answer:
@@ -111,7 +131,12 @@ class _Answer:
         body, model = self._body, self._generation.model
         loaded = model.loaded
         if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
-            raise UnsupportedParameter("`echo` with `logprobs` is not supported for encoder-decoder models.", param="echo")
+            raise UnsupportedParameter(
+                "`echo` with `logprobs` is not supported for encoder-decoder models: the encoder reads the prompt as a whole, "
+                "so its tokens have no probabilities.",
+                param="echo",
+            )
+        ranks = body.num_candidates > (body.n or 1)
         constraint = body.constraint
         request = body.sampling_request(
             loaded.vocab_size,
@@ -119,11 +144,15 @@ class _Answer:
             grammar_param="" if constraint is None else constraint.param,
             n=body.num_candidates,
             # Candidates are ranked by their tokens' logprobs.
-            logprobs=0 if body.logprobs is None and body.num_candidates > (body.n or 1) else body.logprobs,
+            logprobs=0 if body.logprobs is None and ranks else body.logprobs,
+            logprobs_param="best_of" if body.logprobs is None else "logprobs",
             prompt_logprobs=body.logprobs if body.echo else None,
         )
+        infill = _infill_of(model) if body.suffix else None
+        if infill is not None and not body.ignore_eos:
+            request = replace(request, stop_token_ids=(*request.stop_token_ids, *sorted(infill.end_ids)))
         checked: list[tuple[Prompt, SamplingParams]] = []
-        for prompt in await _encode(model, self._prompts, with_text=bool(body.echo)):
+        for prompt in await _encode(model, self._prompts, infill, body.suffix or "", with_text=bool(body.echo)):
             max_tokens = body.max_tokens
             if max_tokens is None:
                 max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)

@@ -25,8 +25,10 @@ class Context:
     def is_lenient(self) -> bool:
         return self.config.compatibility == "lenient"
 
-    def begin(self, scope: Any, name: str, num_sequences: int, operation: str) -> Generation:
+    def begin(self, scope: Any, name: str, num_sequences: int, operation: str, *, reuses: bool = False) -> Generation:
         """Admit a request for `num_sequences` sequences of the model `name`; raise what refuses it.
+
+        With `reuses` it may have more of them, and not more at a time.
 
         The generation is closed when the request is over, whatever happens in between.
         """
@@ -35,7 +37,7 @@ class Context:
             model.check_kind(embeddings=False)
         state = RequestState.of(scope)
         state.model = model.name
-        admission = model.admit(num_sequences)
+        admission = model.admit(num_sequences, reuses=reuses)
         generation = Generation(model, admission, self.metrics, operation, request_id=state.request_id, salt=state.salt)
         state.generation = generation
         self.registry.num_open_requests += 1

@@ -6,7 +6,7 @@ Knows neither the shape of requests nor that of answers.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from app.api.schemas.common import PromptTokensDetails, Usage
@@ -41,6 +41,7 @@ class Candidate:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     sum_logprob: float = 0.0
+    asked_logprobs: tuple[float, ...] = ()
     num_cached_tokens: int = 0
     first_token_time: float | None = None
     last_token_time: float | None = None
@@ -79,7 +80,7 @@ class Generation:
         *,
         stop: tuple[str, ...],
         kept_special_ids: frozenset[int] = frozenset(),
-    ) -> None:
+    ) -> Candidate:
         loaded = self.model.loaded
         output = OutputProcessor(
             loaded.tokenizer,
@@ -90,20 +91,23 @@ class Generation:
             kept_special_ids=kept_special_ids,
         )
         stream = self._admission.submit(prompt.ids, params, salt=self._salt)
-        self.candidates.append(Candidate(len(self.candidates), prompt, stream, output))
+        candidate = Candidate(len(self.candidates), prompt, stream, output)
+        self.candidates.append(candidate)
+        return candidate
 
-    async def deltas(self) -> AsyncIterator[tuple[Candidate, TextDelta]]:
-        """Yield what the engine produces, from all candidates as it comes; raise when a sequence fails."""
-        if len(self.candidates) == 1:
+    async def deltas(self, candidates: Sequence[Candidate] | None = None) -> AsyncIterator[tuple[Candidate, TextDelta]]:
+        """Yield what the engine produces, from all candidates (or some) as it comes; raise when a sequence fails."""
+        candidates = self.candidates if candidates is None else candidates
+        if len(candidates) == 1:
             # The usual case, without a task per token.
-            (only,) = self.candidates
+            (only,) = candidates
             async for output in only.stream:
                 delta = self._process(only, output)
                 if only.output.is_done:
                     only.stream.close()
                 yield only, delta
             return
-        readers = {asyncio.ensure_future(anext(candidate.stream)): candidate for candidate in self.candidates}
+        readers = {asyncio.ensure_future(anext(candidate.stream)): candidate for candidate in candidates}
         try:
             while readers:
                 done, _ = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
@@ -144,6 +148,7 @@ class Generation:
             # Tokens behind a stop string do not count; how many there are depends on how outputs were merged.
             counted = output.logprobs[: candidate.output.num_tokens - num_before]
             candidate.sum_logprob += sum(entry.logprob for entry in counted)
+            candidate.asked_logprobs = output.logprobs[-1].asked
         candidate.text += delta.text
         if delta.finish_reason is not None:
             candidate.finish_reason = delta.finish_reason

@@ -14,7 +14,7 @@ from app.api.request_state import RequestState
 from app.errors import Inapplicable, RequestError, UnknownParameter, UnsupportedParameter
 
 # What a request is about: without it there is nothing to answer.
-ESSENTIAL = frozenset({"model", "messages", "prompt", "input"})
+ESSENTIAL = frozenset({"model", "messages", "prompt", "input", "questions", "state"})
 MAX_IGNORED = 64
 
 _Parameters = ParamSpec("_Parameters")

@@ -18,6 +18,7 @@ from litestar.static_files import create_static_files_router
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
 from app.api.schemas.completions import Completion, CompletionRequest
+from app.api.schemas.decisions import Decision, DecisionRequest, SystemOneAnswers, SystemOneRequest
 from app.api.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from app.api.schemas.tokenize import (
     DetokenizeRequest,
@@ -36,6 +37,8 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     ChatRequest,
     Completion,
     CompletionRequest,
+    Decision,
+    DecisionRequest,
     DetokenizeRequest,
     DetokenizeResponse,
     EmbeddingList,
@@ -45,6 +48,8 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     Load,
     ModelList,
     ModelObject,
+    SystemOneAnswers,
+    SystemOneRequest,
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class SamplingRequest:
     """The sampling parameters of one request, checked for type and range; None means not sent.
 
-    `grammar_param` is the parameter that `grammar` was made from, for messages.
+    `grammar_param` and `logprobs_param` are the parameters that `grammar` and `logprobs` were made from, for messages.
     """
 
     min_tokens: int | None = None
@@ -31,6 +31,7 @@ class SamplingRequest:
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None
+    logprobs_param: str = "logprobs"
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -134,7 +135,7 @@ def _refuse_with_beams(request: SamplingRequest) -> None:
         value = getattr(request, name)
         # 0 asks for logprobs (of the sampled token only), but leaves a penalty off.
         if value is not None and (value or name.endswith("logprobs")):
-            raise _not_with_beams(name.removeprefix("prompt_"))
+            raise _not_with_beams(request.logprobs_param if name.endswith("logprobs") else name)
 
 
 def _not_with_beams(param: str) -> UnsupportedParameter:

@@ -7,6 +7,7 @@ the grammar's mask, temperature, top_k, top_p, min_p. Logprobs are taken from th
 import enum
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,6 +109,10 @@ class BatchSampler:
         if wants:
             entries = _token_logprobs(raw[wants], tokens[wants], [sequences[row].params.logprobs or 0 for row in wants])
             logprobs = dict(zip(wants, entries, strict=True))
+            for row in wants:
+                asked = sequences[row].params.logprob_token_ids
+                if asked:
+                    logprobs[row] = replace(logprobs[row], asked=_logprobs_of(raw[row], asked))
         results: list[Sampled | Exception] = []
         for row, seq in enumerate(sequences):
             if row in errors:
@@ -283,6 +288,11 @@ def _filter(
     ordered = ordered.masked_fill((before >= top_p) & (rank > 0), -torch.inf)
     probabilities = ordered.softmax(dim=-1)
     return ordered.masked_fill(probabilities < min_p * probabilities[:, :1], -torch.inf)
+
+
+def _logprobs_of(logits: torch.Tensor, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+    """Return the logprobs of some tokens, from `logits` [vocabulary]."""
+    return tuple(logits.log_softmax(dim=-1)[torch.tensor(token_ids, device=logits.device)].tolist())
 
 
 def _token_logprobs(logits: torch.Tensor, chosen: torch.Tensor, num_top: list[int]) -> list[TokenLogprobs]:

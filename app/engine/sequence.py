@@ -32,7 +32,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 are off. `max_tokens` counts generation tokens and may be 0
     (score the prompt only). `logprobs` is the number of alternatives wanted per generation token (0: only the sampled one,
-    None: none at all), `prompt_logprobs` the same for prompt tokens. `choice` numbers the continuations of one prompt, so
+    None: none at all), `prompt_logprobs` the same for prompt tokens; `logprob_token_ids` are tokens whose logprobs are wanted
+    beside each generation token, likely or not (with `logprobs`). `choice` numbers the continuations of one prompt, so
     that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
     request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
     logprobs. Sequences with a lower `priority` are scheduled first. With a `grammar`, only what it allows is generated, after
@@ -54,6 +55,7 @@ class SamplingParams:
     choice: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -67,12 +69,13 @@ class SamplingParams:
 class TokenLogprobs:
     """Natural-log probabilities at one position, from the raw float32 logits.
 
-    `top` holds the most likely (token id, logprob) pairs, best first.
+    `top` holds the most likely (token id, logprob) pairs, best first; `asked` the logprobs of the params' `logprob_token_ids`.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    asked: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)

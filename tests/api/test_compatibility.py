@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from openai.types import completion_create_params, embedding_create_params
+from openai.types import completion_create_params, decision_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from app.api.compatibility import ENDPOINTS, Endpoint, Fate, page
@@ -105,6 +105,20 @@ PARAMETERS: dict[str, dict[str, Case]] = {
         "logprobs": Case(5, (*NUMBER, -1, 6, True)),
         "suffix": Case("the end", (1,)),
     },
+    "/v1/decisions": {
+        "model": SAMPLING["model"],
+        "input": Case([USER | {"type": "message"}], (1, [], [1], [{"role": "king", "content": "x"}])),
+        "questions": Case([{"type": "predicate", "instructions": "True?"}], (1, [], [1], [{"type": "riddle"}])),
+        "prompt_cache_key": Case("k", (1,)),
+        "prompt_cache_options": Case({"mode": "implicit", "ttl": "30m"}, (1, {"ttl": "1h"})),
+        "safety_identifier": Case("me", (1, "x" * 129)),
+    },
+    "/v1/systemone": {
+        "model": SAMPLING["model"],
+        "state": Case({"message": "hello"}, (1,)),
+        "questions": Case({"q": {"type": "noul", "instructions": "True?"}}, (1, {}, {"q": 1}, {"q": {"type": "riddle"}})),
+        "assets": Case({"img": {}}, (1,)),
+    },
     "/v1/embeddings": {
         "model": SAMPLING["model"],
         "input": Case("hello", (1, {}, [], "", ["a", 1], [[]], [99999])),
@@ -133,6 +147,8 @@ PARAMETERS: dict[str, dict[str, Case]] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [USER], "max_tokens": 2},
     "/v1/completions": {"prompt": "hello", "max_tokens": 2},
+    "/v1/decisions": {"input": "hello", "questions": [{"type": "predicate", "instructions": "True?"}]},
+    "/v1/systemone": {"state": "hello", "questions": {"q": {"type": "noul", "instructions": "True?"}}},
     "/v1/embeddings": {"input": "hello"},
     "/tokenize": {"prompt": "hello"},
     "/detokenize": {"tokens": [65]},
@@ -146,7 +162,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def text_server() -> Iterator[LiveServer]:
-    with live_server(FakeLoader(chat_template=TEMPLATE)) as server:
+    with live_server(FakeLoader(chat_template=TEMPLATE, fim_template="[P]{prefix}[S]{suffix}[M]")) as server:
         yield server
 
 
@@ -192,6 +208,7 @@ def test_every_parameter_of_the_table_has_a_case(endpoint: Endpoint) -> None:
         ("/v1/chat/completions", chat_create_params.CompletionCreateParamsBase),
         ("/v1/completions", completion_create_params.CompletionCreateParamsBase),
         ("/v1/embeddings", embedding_create_params.EmbeddingCreateParams),
+        ("/v1/decisions", decision_create_params.DecisionCreateParams),
     ],
 )
 def test_the_table_has_all_that_openai_documents(route: str, parameters: type) -> None:
@@ -208,7 +225,7 @@ class TestLenient:
         server = serve(compatibility="lenient")
         response = server.complete(max_tokens=2, suffix="x", unknown_name=1, stream_options={"include_usage": True}, user="me")
         assert response.status_code == 200
-        assert response.headers["x-tfoai-ignored"].split(", ") == ["suffix", "unknown_name", "stream_options"]
+        assert response.headers["x-tfoai-ignored"].split(", ") == ["unknown_name", "stream_options", "suffix"]
         assert server.is_idle()
 
     def test_a_place_deep_inside(self, serve: Serve) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from app.config import ModelType
+from app.engine.defaults import GenerationDefaults
+from app.engine.sequence import Sequence
 from tests.api.conftest import ANSWER, Serve
 from tests.support.fakes import FakeLoader, FakeRunner, ids_of
 from tests.support.live import MODEL, LiveServer, SlowRunner, assert_error, events_of, eventually
@@ -287,6 +289,10 @@ class TestChoices:
     def test_best_of_less_than_n_is_refused(self, counting: LiveServer) -> None:
         assert_error(counting.complete(n=3, best_of=2), 400, param="best_of")
 
+    def test_beam_search_can_not_rank_candidates(self, serve: Serve) -> None:
+        server = serve(FakeLoader(defaults=GenerationDefaults(eos_token_ids=frozenset({EOS}), num_beams=2)))
+        assert_error(server.complete(best_of=2, temperature=0), 400, code="unsupported_parameter", param="best_of")
+
     def test_best_of_can_not_be_streamed(self, counting: LiveServer) -> None:
         assert_error(counting.complete(n=1, best_of=2, stream=True), 400, param="best_of")
         assert joined(streamed(counting, n=2, best_of=2, max_tokens=2, temperature=0)).keys() == {0, 1}
@@ -295,6 +301,56 @@ class TestChoices:
 def _mean_logprob(choice: dict[str, Any]) -> float:
     logprobs = choice["logprobs"]["token_logprobs"]
     return sum(logprobs) / len(logprobs)
+
+
+class TestSuffix:
+    @pytest.fixture
+    def filling(self, serve: Serve) -> LiveServer:
+        """A server whose model repeats its prompt: what it was given is what is seen."""
+
+        class Repeating(FakeRunner):
+            def next_token(self, seq: Sequence, length: int) -> int:
+                ids = [*seq.prompt_ids, EOS]
+                return ids[min(length - seq.num_decoder_prompt_tokens, len(ids) - 1)]
+
+        return serve(FakeLoader(runner=Repeating(), fim_template="[P]{prefix}[S]{suffix}[M]"))
+
+    @pytest.mark.parametrize("prompt", ["def f(", ["def f("], ids_of("def f("), [ids_of("def f(")]], ids=repr)
+    def test_every_form_of_prompt(self, filling: LiveServer, prompt: Any) -> None:
+        assert texts(completion(filling, prompt, suffix="): ö", max_tokens=50)) == ["[P]def f([S]): ö[M]"]
+
+    def test_each_prompt_gets_it(self, filling: LiveServer) -> None:
+        body = completion(filling, ["a", "b"], suffix="z", n=2, temperature=0, max_tokens=50)
+        assert texts(body) == ["[P]a[S]z[M]"] * 2 + ["[P]b[S]z[M]"] * 2
+        assert body["usage"]["prompt_tokens"] == 22
+
+    def test_echo_gives_back_the_prompt_as_it_was_sent(self, filling: LiveServer) -> None:
+        assert texts(completion(filling, "a", suffix="z", echo=True, max_tokens=3)) == ["a[P]"]
+        assert joined(streamed(filling, "a", suffix="z", echo=True, max_tokens=3)) == {0: "a[P]"}
+        (choice,) = completion(filling, "a", suffix="z", logprobs=0, max_tokens=3)["choices"]
+        assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+        # The tokens that the model reads are not those of the prompt, and not in its order.
+        assert_error(filling.complete("a", suffix="z", echo=True, logprobs=0), 400, param="echo")
+
+    def test_a_token_that_ends_the_middle_ends_the_text(self, serve: Serve) -> None:
+        server = serve(FakeLoader(runner=FakeRunner(answer="x_y"), fim_template="<s>{prefix}<pad>{suffix}_"))
+        (choice,) = completion(server, "a", suffix="b", max_tokens=50)["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("x", "stop")
+        assert texts(completion(server, "a", suffix="b", max_tokens=3, ignore_eos=True)) == ["x_y"]
+        assert texts(completion(server, "a", max_tokens=50)) == ["x_y"]
+
+    def test_an_empty_one_is_none(self, counting: LiveServer) -> None:
+        assert texts(completion(counting, suffix="")) == texts(completion(counting))
+
+    def test_a_model_without_the_tokens_refuses_it(self, counting: LiveServer) -> None:
+        error = assert_error(counting.complete(suffix="end"), 400, code="unsupported_parameter", param="suffix")
+        assert "FIM_TEMPLATE" in error["message"]
+        eventually(counting.is_idle)
+
+    def test_it_counts_for_the_context(self, serve: Serve) -> None:
+        server = serve(FakeLoader(context_length=20, fim_template="[P]{prefix}[S]{suffix}[M]"))
+        assert server.complete("a", suffix="b", max_tokens=9).status_code == 200
+        assert_error(server.complete("a", suffix="b", max_tokens=10), 400, code="context_length_exceeded")
 
 
 class TestEnd:
@@ -586,9 +642,6 @@ class TestParameters:
 
     def test_an_unknown_one_is_refused_even_as_null(self, counting: LiveServer) -> None:
         assert_error(counting.complete(nonsense=None), 400, code="unknown_parameter", param="nonsense")
-
-    def test_suffix_is_not_supported(self, counting: LiveServer) -> None:
-        assert_error(counting.complete(suffix="end"), 400, code="unsupported_parameter", param="suffix")
 
     def test_model_is_required(self, counting: LiveServer) -> None:
         response = counting.http.post("/v1/completions", json={"prompt": "hello"})

@@ -41,7 +41,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
     assert {
         *("/v1/completions", "/v1/engines/{model_name}/completions", "/v1/chat/completions", "/v1/models"),
         *("/v1/models/{model_name}", "/v1/engines", "/livez", "/readyz", "/startupz", "/health", "/metrics", "/v1/metrics"),
-        *("/v1/embeddings", "/v1/engines/{model_name}/embeddings"),
+        *("/v1/embeddings", "/v1/engines/{model_name}/embeddings", "/v1/decisions", "/v1/systemone"),
         *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize", "/tokenizer_info", "/version", "/load"),
     } == set(document["paths"])
 
@@ -62,6 +62,8 @@ def test_every_post_documents_its_body_and_its_errors(document: dict[str, Any]) 
         "/v1/engines/{model_name}/completions": "CompletionRequest",
         **dict.fromkeys(("/v1/embeddings", "/v1/engines/{model_name}/embeddings"), "EmbeddingRequest"),
         **dict.fromkeys(("/tokenize", "/v1/tokenize"), "TokenizeRequest"),
+        "/v1/decisions": "DecisionRequest",
+        "/v1/systemone": "SystemOneRequest",
         **dict.fromkeys(("/detokenize", "/v1/detokenize"), "DetokenizeRequest"),
     }
     assert set(posts) == set(bodies)

@@ -20,7 +20,9 @@ from app.engine.sentence_files import SentenceFiles
 from app.engine.sequence import Sequence
 from app.loading import Loaded, LoadedEmbedder
 from app.text.chat import ChatTemplate
+from app.text.decisions import DecisionPrompts
 from app.text.grammar import GrammarCompiler
+from app.text.infill import find_infill
 from app.text.sentences import SentenceEncoder
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer
@@ -109,6 +111,8 @@ class FakeLoader:
     context_length: int = 512
     response_template: dict[str, object] | None = None
     chat_template: str | None = None
+    chats: bool = True
+    fim_template: str | None = None
     defaults: GenerationDefaults = field(default_factory=lambda: GenerationDefaults(eos_token_ids=frozenset({EOS})))
     engines: list[EngineThread] = field(default_factory=list)
 
@@ -120,16 +124,19 @@ class FakeLoader:
             raise self.error
         hf = byte_tokenizer()
         hf.response_template = self.response_template
-        hf.chat_template = self.chat_template or hf.chat_template
+        hf.chat_template = (self.chat_template or hf.chat_template) if self.chats else None
         tokenizer = Tokenizer(hf)
         engine = fake_engine(self.runner, max_num_seqs=settings.max_num_seqs)
         self.engines.append(engine)
         is_seq2seq = settings.type is ModelType.SEQ2SEQ
+        chat = ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format)
         return Loaded(
             engine=engine,
             tokenizer=tokenizer,
-            chat=ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format),
+            chat=chat,
+            decisions=DecisionPrompts(tokenizer, chat, is_encoder_decoder=is_seq2seq),
             grammars=GrammarCompiler(tokenizer, VOCAB_SIZE, self.defaults.eos_token_ids, starts_text=is_seq2seq),
+            infill=find_infill(tokenizer, self.fim_template, is_encoder_decoder=is_seq2seq, path="MODELS.fake"),
             defaults=self.defaults,
             is_encoder_decoder=is_seq2seq,
             num_decoder_start_tokens=int(is_seq2seq),

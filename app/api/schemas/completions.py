@@ -10,21 +10,23 @@ from app.errors import InvalidRequest
 
 MAX_PROMPTS = 64
 
-REFUSED = {
-    "suffix": "no fill-in-the-middle yet.",
-}
+REFUSED: dict[str, str] = {}
 
 _Prompt = str | Annotated[list[str | int | list[int]], Meta(max_length=1_000_000)]
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
-    """`prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids."""
+    """`prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
+
+    With a `suffix` that is not empty, what is generated is the text between the two.
+    """
 
     prompt: _Prompt | None = None
     best_of: Annotated[int, Meta(ge=0, le=MAX_N)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     max_tokens: TokenCount | None = None
+    suffix: str | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -62,6 +64,11 @@ class CompletionRequest(SamplingFields, kw_only=True):
             raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")
         if self.stream and self.num_candidates > (self.n or 1):
             raise InvalidRequest("`best_of` above `n` can not be streamed.", param="best_of")
+        if self.suffix and self.echo and self.logprobs is not None:
+            raise InvalidRequest(
+                "`echo` with `logprobs` is not possible with `suffix`: the model does not read the prompt as it is written.",
+                param="echo",
+            )
 
 
 class CompletionLogprobs(msgspec.Struct):
