@@ -6,12 +6,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from app.engine.kv_cache import BlockLedger
 from tests.api.conftest import Serve
-from tests.support.fakes import FakeLoader, FakeRunner
+from tests.support.fakes import FakeLoader, FakeRunner, SteppedRunner
 from tests.support.live import MODEL, LiveServer, eventually
 
 # As far as the model of these tests can count: for ever, compared with the time a test has.
@@ -122,6 +124,67 @@ def test_while_it_waits_in_the_queue(serve: Serve, request_: tuple[str, dict[str
         eventually(lambda: server.snapshot.num_waiting == 0 and server.model.num_admitted == 1)
         assert server.snapshot.num_running == 1, "the one that stayed goes on"
     assert_serves_on(server)
+
+
+class TestWithinTwoSteps:
+    """The engine makes a step only when the test allows it, so it is known how many it took to be rid of a client."""
+
+    LONG = "x" * 1500  # prefilled in six steps
+
+    @pytest.fixture
+    def runner(self) -> Iterator[SteppedRunner]:
+        runner = SteppedRunner()
+        yield runner
+        runner.permits.release(10_000)
+
+    @pytest.fixture
+    def server(self, serve: Serve, runner: SteppedRunner) -> LiveServer:
+        return serve(FakeLoader(runner=runner, context_length=4000, ledger=BlockLedger(1000, 16)), max_num_seqs=4)
+
+    def leaves(self, server: LiveServer, client: Leaving, num_left: int, num_blocks: int = 0) -> None:
+        """Let a client go: what it held is free after two steps at most, and `num_left` sequences are still there."""
+        runner, ledger = server.loader.runner, server.loader.ledger
+        assert isinstance(runner, SteppedRunner) and ledger is not None
+        before = runner.num_steps
+        num_open = server.registry.num_open_requests
+        client.leave()
+        eventually(lambda: server.registry.num_open_requests == num_open - 1)
+        runner.permits.release(2)
+        eventually(lambda: server.model.num_admitted == num_left)
+        assert runner.num_steps <= before + 2
+        eventually(lambda: round(ledger.usage * ledger.num_blocks) <= num_blocks)
+        assert server.snapshot.num_running + server.snapshot.num_waiting == num_left
+
+    @pytest.mark.parametrize("body", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}, {"best_of": 3}], ids=repr)
+    def test_while_it_generates(self, server: LiveServer, runner: SteppedRunner, body: dict[str, Any]) -> None:
+        with Leaving(server, *completion(max_tokens=2000, **body)) as client:
+            runner.permits.release(9)
+            eventually(lambda: runner.num_steps == 9 and server.snapshot.num_generation_tokens > 5)
+            assert server.snapshot.kv_cache_usage > 0
+            self.leaves(server, client, 0)
+
+    @pytest.mark.parametrize("body", [{}, {"stream": True}, {"n": 3}, {"echo": True, "logprobs": 1}], ids=repr)
+    def test_in_the_middle_of_its_prompt(self, server: LiveServer, runner: SteppedRunner, body: dict[str, Any]) -> None:
+        with Leaving(server, *completion(max_tokens=2000, **body | {"prompt": self.LONG})) as client:
+            runner.permits.release(2)
+            eventually(lambda: runner.num_steps == 2)
+            self.leaves(server, client, 0)
+            assert server.snapshot.num_generation_tokens == 0
+
+    @pytest.mark.parametrize("body", [{}, {"stream": True}], ids=repr)
+    def test_in_the_queue(self, server: LiveServer, runner: SteppedRunner, body: dict[str, Any]) -> None:
+        with Leaving(server, *completion(max_tokens=2000, n=4)):
+            eventually(lambda: server.snapshot.num_running > 0)
+            with Leaving(server, *completion(max_tokens=2000, **body)) as client:
+                eventually(lambda: server.model.num_admitted == 5)
+                self.leaves(server, client, 4, num_blocks=4)
+
+    def test_in_the_middle_of_its_questions(self, server: LiveServer, runner: SteppedRunner) -> None:
+        questions = [{"type": "predicate", "instructions": str(number)} for number in range(20)]
+        with Leaving(server, "/v1/decisions", {"input": "hello", "questions": questions}) as client:
+            runner.permits.release(2)
+            eventually(lambda: runner.num_steps == 2 and server.snapshot.num_running > 1)
+            self.leaves(server, client, 0)
 
 
 def test_others_go_on(endless: LiveServer) -> None:

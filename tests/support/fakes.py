@@ -11,6 +11,7 @@ import torch
 from app.config import ModelSettings, ModelType
 from app.engine.defaults import GenerationDefaults
 from app.engine.engine import EngineThread
+from app.engine.kv_cache import BlockLedger
 from app.engine.pooling import PoolingThread
 from app.engine.pooling_job import PoolingInput
 from app.engine.runner import ForwardOutput
@@ -92,11 +93,27 @@ class FakeRunner:
         return logits
 
 
-def fake_engine(runner: FakeRunner, *, max_num_seqs: int = 8, max_num_batched_tokens: int = 256) -> EngineThread:
+class SteppedRunner(FakeRunner):
+    """Makes a step only when the test allows one with `permits.release()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = threading.Semaphore(0)
+
+    def forward(self, batch: SequenceOf[ScheduledSequence]) -> ForwardOutput:
+        assert self.permits.acquire(timeout=30), "the test allows no more steps"
+        return super().forward(batch)
+
+
+def fake_engine(
+    runner: FakeRunner, *, max_num_seqs: int = 8, max_num_batched_tokens: int = 256, ledger: BlockLedger | None = None
+) -> EngineThread:
+    """Return an engine; with a `ledger`, sequences take blocks as in a paged one, which the fake runner does not look at."""
     scheduler = Scheduler(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         chunked_prefill=runner.supports_chunked_prefill,
+        ledger=ledger,
     )
     return EngineThread(runner, BatchSampler(), scheduler)
 
@@ -114,6 +131,7 @@ class FakeLoader:
     chats: bool = True
     fim_template: str | None = None
     defaults: GenerationDefaults = field(default_factory=lambda: GenerationDefaults(eos_token_ids=frozenset({EOS})))
+    ledger: BlockLedger | None = None
     engines: list[EngineThread] = field(default_factory=list)
 
     def __call__(self, name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded:
@@ -126,7 +144,7 @@ class FakeLoader:
         hf.response_template = self.response_template
         hf.chat_template = (self.chat_template or hf.chat_template) if self.chats else None
         tokenizer = Tokenizer(hf)
-        engine = fake_engine(self.runner, max_num_seqs=settings.max_num_seqs)
+        engine = fake_engine(self.runner, max_num_seqs=settings.max_num_seqs, ledger=self.ledger)
         self.engines.append(engine)
         is_seq2seq = settings.type is ModelType.SEQ2SEQ
         chat = ChatTemplate(tokenizer, tool_format=settings.tool_format, reasoning_format=settings.reasoning_format)
