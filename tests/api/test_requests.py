@@ -183,7 +183,8 @@ class TestWithinTwoSteps:
         questions = [{"type": "predicate", "instructions": str(number)} for number in range(20)]
         with Leaving(server, "/v1/decisions", {"input": "hello", "questions": questions}) as client:
             runner.permits.release(2)
-            eventually(lambda: runner.num_steps == 2 and server.snapshot.num_running > 1)
+            # How many of the second wave are in the step that is held up depends on when they came.
+            eventually(lambda: runner.num_steps == 2 and server.snapshot.num_running + server.snapshot.num_waiting > 0)
             self.leaves(server, client, 0)
 
 
