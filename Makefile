@@ -72,6 +72,15 @@ $(VENV)/.installed-embeddings: $(VENV)/.installed-dev requirements-embeddings.tx
 test-embeddings: $(VENV)/.installed-embeddings ## Compare /v1/embeddings with sentence-transformers, on all-MiniLM-L6-v2 among others
 	$(BIN)/python -m pytest tests/e2e/test_sentence_transformers.py -s
 
+# Only this comparison needs lm-evaluation-harness.
+$(VENV)/.installed-lm-eval: $(VENV)/.installed-dev requirements-lm-eval.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements-lm-eval.txt
+	@touch $@
+
+.PHONY: test-lm-eval
+test-lm-eval: $(VENV)/.installed-lm-eval ## Compare lm-evaluation-harness through tfoai with its own way to run a model
+	$(BIN)/python -m pytest tests/e2e/test_lm_eval.py -s
+
 .PHONY: test-monitoring
 test-monitoring: $(VENV)/.installed-dev ## Ask a real Prometheus (Debian: apt-get install prometheus) every question of dashboard and alerts
 	TFOAI_TEST_MONITORING=1 $(BIN)/python -m pytest tests/monitoring
