@@ -38,6 +38,7 @@ from app.config_keys import (
     number,
     whole,
 )
+from app.config_limits import Limits
 from app.config_process import ProcessSettings
 from app.config_values import fields_of, options_of, refuse_unknown, value_of
 from app.errors import ConfigError
@@ -183,9 +184,18 @@ class Config(ProcessSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     ] = None
     metrics: Annotated[bool, doc("Serve /metrics and /v1/metrics; 1 and 0 mean true and false.", "true, false, 1 or 0")] = True
     max_queue: Annotated[int, whole("Sequences that may wait for one model; more are refused with status 429.", 1)] = 128
+    max_queue_tokens: Annotated[
+        Limit | None,
+        doc(
+            "Tokens of prompts that one model may have admitted, running and waiting; more are refused with status 429; "
+            "null: no limit but MAX_QUEUE.",
+            f"{expected_text(Limit)}, or null",
+        ),
+    ] = None
     max_body_bytes: Annotated[
         int, whole("Largest body of a request in bytes; a larger one is refused with status 413.", 1024)
     ] = 2 * 1024 * 1024
+    limits: Annotated[Limits, doc("How much a request may have of what can be counted.", "an object or null")] = Limits()
     drain_timeout: Annotated[
         float,
         number("Seconds that running requests get to finish when the server is told to stop.", 0, 86400),
@@ -319,6 +329,10 @@ def _generate_config(raw: Any, place: str) -> dict[str, Any]:
     return options
 
 
+def _limits(raw: Any, place: str) -> Limits:
+    return Limits(**_struct_values(Limits, {} if raw is None else raw, place))
+
+
 def _decode_config(raw: Any, place: str) -> DecodeConfig:
     return DecodeConfig(**_struct_values(DecodeConfig, {} if raw is None else raw, place))
 
@@ -331,4 +345,5 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "TOKENIZER_CONFIG": _tokenizer_config,
     "GENERATE_CONFIG": _generate_config,
     "DECODE_CONFIG": _decode_config,
+    "LIMITS": _limits,
 }

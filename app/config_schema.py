@@ -13,6 +13,7 @@ import msgspec
 
 from app import config_keys
 from app.config import NOT_FOR_EMBEDDINGS, Config, DecodeConfig, ModelSettings
+from app.config_limits import Limits
 from app.config_values import fields_of
 
 Schema = dict[str, Any]
@@ -44,6 +45,7 @@ def config_json_schema() -> Schema:
     _free_object(by_key["TOKENIZER_CONFIG"], config_keys.TOKENIZER_CONFIG_KEYS, config_keys.TOKENIZER_CONFIG_REFUSED)
     _free_object(by_key["GENERATE_CONFIG"], config_keys.GENERATE_CONFIG_KEYS, config_keys.GENERATE_CONFIG_REFUSED)
     by_key["MODEL_CONFIG"]["properties"]["device_map"]["anyOf"].append(_schema(config_keys.DEVICE_MAP_OBJECT))
+    keys["LIMITS"]["anyOf"] = [{"$ref": keys["LIMITS"].pop("$ref")}, {"type": "null"}]
     by_key["DECODE_CONFIG"]["anyOf"] = [{"$ref": by_key["DECODE_CONFIG"].pop("$ref")}, {"type": "null"}]
     # A device_map and a MODEL_DEVICE that is not null exclude each other.
     with_map = {"type": "object", "required": ["device_map"], "properties": {"device_map": {"not": {"type": "null"}}}}
@@ -73,11 +75,12 @@ def _schema(type_: Any) -> Schema:
 
 
 def config_table() -> list[Row]:
-    """Return every key: those of the top level, then those of one model."""
+    """Return every key: those of the top level, then those of one model, then LIMITS."""
     return [
         *_rows(Config, ""),
         *_rows(ModelSettings, "MODELS.<name>."),
         *_rows(DecodeConfig, "MODELS.<name>.DECODE_CONFIG."),
+        *_rows(Limits, "LIMITS."),
     ]
 
 
@@ -86,8 +89,8 @@ def _rows(cls: type[msgspec.Struct], place: str) -> list[Row]:
     for info in fields_of(cls):
         # A `default_factory` here is always that of an empty object.
         value = {} if info.default is msgspec.NODEFAULT else info.default
-        # The keys of DECODE_CONFIG have rows of their own.
-        value = {} if isinstance(value, DecodeConfig) else value
+        # The keys of DECODE_CONFIG and LIMITS have rows of their own.
+        value = {} if isinstance(value, DecodeConfig | Limits) else value
         default = "required" if info.required else re.sub(r"\.0$", "", json.dumps(value))
         description: str = info.type.__metadata__[-1].description
         rows.append(Row(place + info.encode_name, config_keys.expected_text(info.type), default, description))

@@ -4,8 +4,10 @@ import enum
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from app.config import ModelSettings, ModelType
+from app.drain_rate import DrainRate
 from app.engine.defaults import SamplingRequest
 from app.engine.engine import EngineDeadError
 from app.engine.pooling_job import PoolingInput, PoolingJob
@@ -22,7 +24,7 @@ from app.errors import (
 from app.loading import Loaded, LoadedEmbedder, Loader
 from app.versions import package_version
 
-# What Retry-After says while a model loads or the queue is full, in seconds; openai-python honours up to 120.
+# What Retry-After says while a model loads or the server goes down, in seconds; openai-python honours up to 120.
 RETRY_LOADING = 5.0
 RETRY_QUEUE = 1.0
 
@@ -45,6 +47,9 @@ class ServedModel:
         self.is_draining = False
         self.capacity = settings.max_num_seqs + max_queue
         self.num_admitted = 0
+        # Tokens of the prompts of all sequences that are admitted.
+        self.num_prompt_tokens = 0
+        self.drain_rate = DrainRate()
         # Requests that are being answered, counted by the API: their last bytes may leave long after their engine's last step.
         self.num_open_requests = 0
         self.system_fingerprint = ""
@@ -159,9 +164,27 @@ class ServedModel:
             raise QueueFull(
                 f"The model `{self.name}` is overloaded: {self.num_admitted} of {self.capacity} sequences are in use. "
                 "Please retry.",
-                retry_after=RETRY_QUEUE,
+                retry_after=self.drain_rate.seconds_until(self.num_admitted + num_sequences - self.capacity),
             )
+        if self.num_admitted == 0:
+            self.drain_rate.begin()
         return Admission(self, num_sequences, reuses=reuses)
+
+    def check_prompt_tokens(self, num_tokens: int, limit: int, param: str) -> None:
+        """Raise QueueFull if so many tokens of prompts are more than are free now, InvalidRequest if they can never be."""
+        if num_tokens > limit:
+            raise InvalidRequest(
+                f"The prompts of this request have {num_tokens} tokens, counted once for each sequence; "
+                f"at most {limit} are possible (MAX_QUEUE_TOKENS).",
+                param=param,
+            )
+        missing = self.num_prompt_tokens + num_tokens - limit
+        if missing > 0:
+            raise QueueFull(
+                f"The model `{self.name}` is overloaded: {self.num_prompt_tokens} of {limit} tokens of prompts are in use, "
+                f"and this request has {num_tokens}. Please retry.",
+                retry_after=self.drain_rate.seconds_until(1, missing),
+            )
 
     def check_length(self, num_prompt_tokens: int, max_tokens: int, *, what: str) -> None:
         """Raise ContextLengthExceeded if prompt and completion do not fit.
@@ -217,10 +240,12 @@ class Admission:
         if self._unused < 1:
             raise RuntimeError("more sequences submitted than admitted")
         try:
-            stream = loaded.engine.submit(prompt_ids, params, on_done=self._return_one, salt=salt)
+            on_done = partial(self._return_one, len(prompt_ids))
+            stream = loaded.engine.submit(prompt_ids, params, on_done=on_done, salt=salt)
         except EngineDeadError as error:
             raise EngineDead(f"The engine of model `{self._model.name}` has stopped.", retry_after=RETRY_LOADING) from error
         self._unused -= 1
+        self._model.num_prompt_tokens += len(prompt_ids)
         return stream
 
     def submit_inputs(self, inputs: Sequence[PoolingInput]) -> PoolingJob:
@@ -240,7 +265,9 @@ class Admission:
         self._unused = 0
         self._reuses = False
 
-    def _return_one(self) -> None:
+    def _return_one(self, num_prompt_tokens: int = 0) -> None:
+        self._model.num_prompt_tokens -= num_prompt_tokens
+        self._model.drain_rate.note(num_prompt_tokens)
         if self._reuses:
             self._unused += 1
         else:

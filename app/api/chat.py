@@ -118,6 +118,8 @@ class _Answer:
         if max_tokens is None:
             max_tokens = model.default_max_tokens(len(ids), otherwise=None)
         model.check_length(len(ids), max_tokens, what="messages")
+        num_choices = body.n or 1
+        self._generation.check_tokens(num_choices * len(ids), num_choices * max_tokens, "messages")
         prompt = Prompt(ids, "")
         for choice in range(body.n or 1):
             parser = chat.parser(prefix, offered.tools, constraint, names=offered.names, limit=offered.limit)

@@ -159,6 +159,8 @@ class _Answer:
             model.check_length(len(prompt.ids), max_tokens, what="prompt")
             for choice in range(body.num_candidates):
                 checked.append((prompt, model.resolve(request, max_tokens=max_tokens, choice=choice)))
+        num_prompt_tokens = sum(len(prompt.ids) for prompt, _ in checked)
+        self._generation.check_tokens(num_prompt_tokens, sum(params.max_tokens for _, params in checked), "prompt")
         # Only now, so that a prompt which is refused leaves nothing running.
         for prompt, params in checked:
             self._generation.submit(prompt, params, stop=body.stop_texts)

@@ -38,7 +38,16 @@ class Context:
         state = RequestState.of(scope)
         state.model = model.name
         admission = model.admit(num_sequences, reuses=reuses)
-        generation = Generation(model, admission, self.metrics, operation, request_id=state.request_id, salt=state.salt)
+        generation = Generation(
+            model,
+            admission,
+            self.metrics,
+            operation,
+            request_id=state.request_id,
+            salt=state.salt,
+            limits=self.config.limits,
+            max_queue_tokens=self.config.max_queue_tokens,
+        )
         state.generation = generation
         self.registry.num_open_requests += 1
         model.num_open_requests += 1

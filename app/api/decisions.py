@@ -111,6 +111,7 @@ async def _decide(
     max_tokens = model.loaded.defaults.num_forced_tokens + 1
     for prompt in prompts:
         model.check_length(len(prompt.ids), max_tokens, what="input")
+    generation.check_tokens(sum(len(prompt.ids) for prompt in prompts), len(prompts) * max_tokens, "questions")
     width = model.settings.max_num_seqs
     for wave in (prompts[:1], *(prompts[start : start + width] for start in range(1, len(prompts), width))):
         candidates = [

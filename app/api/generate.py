@@ -9,7 +9,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from app.api.limits import check_request_tokens
 from app.api.schemas.common import PromptTokensDetails, Usage
+from app.config_limits import Limits
 from app.engine.grammar import GrammarError
 from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
@@ -60,8 +62,12 @@ class Generation:
         *,
         request_id: str,
         salt: str,
+        limits: Limits | None = None,
+        max_queue_tokens: int | None = None,
     ) -> None:
         self.model = model
+        self._limits = limits or Limits()
+        self._max_queue_tokens = max_queue_tokens
         self.candidates: list[Candidate] = []
         self._admission = admission
         self._metrics = metrics
@@ -72,6 +78,12 @@ class Generation:
         self._closed = False
         # Looked up once: it is observed for every token.
         self._inter_token_latency = metrics.inter_token_latency.labels(model.name)
+
+    def check_tokens(self, num_prompt_tokens: int, num_completion_tokens: int, param: str) -> None:
+        """Call before the first sequence, with the sums over all of them; raise InvalidRequest or QueueFull for too many."""
+        check_request_tokens(num_prompt_tokens + num_completion_tokens, self._limits, param)
+        if self._max_queue_tokens is not None:
+            self.model.check_prompt_tokens(num_prompt_tokens, self._max_queue_tokens, param)
 
     def submit(
         self,

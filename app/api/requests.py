@@ -9,6 +9,7 @@ from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from app.api.lenient import leave_out
+from app.api.limits import check_limits
 from app.api.request_state import RequestState
 from app.api.schemas.common import decode_body
 from app.api.sse import event_stream
@@ -41,7 +42,9 @@ async def read_body(
     except InternalServerException as error:  # Litestar's word for a client that stopped in the middle of its body
         raise ClientDisconnected from error
     ignored = RequestState.of(request.scope).ignored
-    return decode_body(body, kind, refused, defaults or {}, without=lambda data: leave_out(data, ignored))
+    decoded = decode_body(body, kind, refused, defaults or {}, without=lambda data: leave_out(data, ignored))
+    check_limits(decoded, request.app.state.context.config.limits)
+    return decoded
 
 
 async def unless_disconnected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:

@@ -7,14 +7,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
-from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
+from app.api.schemas.tools import FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
 from app.text.constraint import Constraint
 
 if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
 
-MAX_MESSAGES = 2048
 
 REFUSED = {
     "audio": "this server answers with text only.",
@@ -75,15 +74,15 @@ class ChatRequest(SamplingFields, kw_only=True):
     here and are accepted. `service_tier` is a priority among those that wait. The last three are not OpenAI's.
     """
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    functions: list[FunctionDefinition] | None = None
     function_call: str | NamedFunction | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     modalities: list[str] | None = None
@@ -96,7 +95,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     prediction: Prediction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=64)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 

@@ -11,17 +11,13 @@ from app.engine.defaults import SamplingRequest
 from app.errors import Inapplicable, InvalidRequest, UnknownParameter, UnsupportedParameter
 from app.text.constraint import Constraint, Kind
 
-MAX_N = 16
 # JSON has no infinity; OpenAI writes this for it.
 LOWEST_LOGPROB = -9999.0
-MAX_STOP = 4
-MAX_STOP_LENGTH = 256
-MAX_LOGIT_BIAS = 300
 # Any 64-bit seed is legal (openapi.yaml: minimum -9223372036854776000).
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
+_StopText = Annotated[str, Meta(min_length=1)]
 # vLLM's words for what a text is held to, in `structured_outputs` and, older, as `guided_json` and so on.
 _KINDS: dict[str, Kind] = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "lark"}
 
@@ -62,20 +58,20 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Parameters with the same meaning on every endpoint that generates text.
+    """Parameters with the same meaning on every endpoint that generates text; app/api/limits.py bounds their lengths.
 
     The ones after `user` are not OpenAI's; openai-python sends them with `extra_body`.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
-    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     seed: _Seed | None = None
-    stop: _StopText | Annotated[list[_StopText], Meta(max_length=MAX_STOP)] | None = None
+    stop: _StopText | list[_StopText] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Meta(max_length=4096)] | None = None
@@ -84,7 +80,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: TokenCount | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenCount], Meta(max_length=64)] | None = None
+    stop_token_ids: list[TokenCount] | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | bool | None = None
@@ -143,10 +139,6 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def _logit_bias(self, vocab_size: int) -> dict[int, float] | None:
         if not self.logit_bias:
             return None
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise InvalidRequest(
-                f"`logit_bias` has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are possible.", param="logit_bias"
-            )
         bias: dict[int, float] = {}
         for key, value in self.logit_bias.items():
             if not re.fullmatch(r"[0-9]{1,10}", key):

@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.schemas.common import MAX_N, SamplingFields, TokenCount, Usage
+from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.errors import InvalidRequest
-
-MAX_PROMPTS = 64
 
 REFUSED: dict[str, str] = {}
 
-_Prompt = str | Annotated[list[str | int | list[int]], Meta(max_length=1_000_000)]
+_Prompt = str | list[str | int | list[int]]
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -22,7 +20,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     """
 
     prompt: _Prompt | None = None
-    best_of: Annotated[int, Meta(ge=0, le=MAX_N)] | None = None
+    best_of: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     max_tokens: TokenCount | None = None
@@ -45,8 +43,6 @@ class CompletionRequest(SamplingFields, kw_only=True):
             )
         if kinds == {int}:
             return [prompt]  # type: ignore[list-item]  # all are int
-        if len(prompt) > MAX_PROMPTS:
-            raise InvalidRequest(f"`prompt` holds {len(prompt)} prompts; at most {MAX_PROMPTS} are possible.", param="prompt")
         if any(item == [] for item in prompt):
             raise InvalidRequest("`prompt` must not hold an empty list of token ids.", param="prompt")
         return prompt  # type: ignore[return-value]  # all are str, or all are list

@@ -9,15 +9,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.api.schemas.chat import MAX_MESSAGES
 from app.api.schemas.common import TokenCount
 from app.api.schemas.messages import Message
-from app.api.schemas.tools import MAX_TOOLS, Tool
+from app.api.schemas.tools import Tool
 from app.errors import InvalidRequest, UnsupportedParameter
-
-MAX_CHARACTERS = 1_000_000
-MAX_TOKENS = 1_000_000
-MAX_TEMPLATE_VARIABLES = 16
 
 REFUSED = {
     "chat_template": "templates are the model's own.",
@@ -37,14 +32,14 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     model: ModelName | None = None
-    prompt: Annotated[str, Meta(max_length=MAX_CHARACTERS)] | None = None
+    prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, _Variable], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None = None
+    chat_template_kwargs: dict[str, _Variable] | None = None
 
     def check(self) -> None:
         """Raise InvalidRequest for combinations that mean nothing."""
@@ -77,7 +72,7 @@ class TokenizeResponse(msgspec.Struct, kw_only=True):
 
 class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: ModelName | None = None
-    tokens: Annotated[list[TokenCount], Meta(max_length=MAX_TOKENS)]
+    tokens: list[TokenCount]
 
 
 class DetokenizeResponse(msgspec.Struct, kw_only=True):

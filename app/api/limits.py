@@ -1,0 +1,103 @@
+"""Owns enforcing LIMITS on decoded bodies: one table of what is counted, for all endpoints. Knows no endpoint."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from app.config_limits import Limits
+from app.errors import InvalidRequest
+
+Count = Callable[[Any], int | None]
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _items(value: Any) -> int | None:
+    return len(value) if isinstance(value, list | dict) else None
+
+
+def _texts_or_lists(value: Any) -> int | None:
+    """Prompts in a list of them; a list of token ids is one."""
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else None
+
+
+def _structs(value: Any) -> int | None:
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct) else None
+
+
+def _longest_text(value: Any) -> int | None:
+    texts = value if isinstance(value, list) else [value]
+    return max((len(text) for text in texts if isinstance(text, str)), default=None)
+
+
+def _longest_ids(value: Any) -> int | None:
+    if not isinstance(value, list) or not value:
+        return None
+    if isinstance(value[0], int):
+        return len(value)
+    return max((len(ids) for ids in value if isinstance(ids, list)), default=None)
+
+
+class _Rule(NamedTuple):
+    """`limit` names a field of Limits, `unit` what is counted of the parameter, for the message."""
+
+    parameter: str
+    limit: str
+    measure: Count
+    unit: str
+
+
+RULES = (
+    _Rule("n", "n", _number, ""),
+    _Rule("best_of", "n", _number, ""),
+    _Rule("prompt", "prompts", _texts_or_lists, "prompts"),
+    _Rule("prompt", "text_characters", _longest_text, "characters"),
+    _Rule("prompt", "prompt_tokens", _longest_ids, "token ids"),
+    _Rule("suffix", "text_characters", _longest_text, "characters"),
+    _Rule("input", "inputs", _texts_or_lists, "inputs"),
+    _Rule("input", "messages", _structs, "items"),
+    _Rule("input", "text_characters", _longest_text, "characters"),
+    _Rule("input", "prompt_tokens", _longest_ids, "token ids"),
+    _Rule("state", "text_characters", _longest_text, "characters"),
+    _Rule("tokens", "prompt_tokens", _items, "token ids"),
+    _Rule("messages", "messages", _items, "messages"),
+    _Rule("tools", "tools", _items, "tools"),
+    _Rule("functions", "tools", _items, "functions"),
+    _Rule("questions", "questions", _items, "questions"),
+    _Rule("stop", "stop", _items, "texts"),
+    _Rule("stop", "stop_characters", _longest_text, "characters"),
+    _Rule("stop_token_ids", "stop_token_ids", _items, "token ids"),
+    _Rule("logit_bias", "logit_bias", _items, "entries"),
+    _Rule("chat_template_kwargs", "template_variables", _items, "entries"),
+)
+_BY_STRUCT: dict[type[msgspec.Struct], tuple[_Rule, ...]] = {}
+
+
+def check_limits(body: msgspec.Struct, limits: Limits) -> None:
+    """Raise InvalidRequest, with the limit and the value, for the first parameter that has too much of something."""
+    kind = type(body)
+    if kind not in _BY_STRUCT:
+        _BY_STRUCT[kind] = tuple(rule for rule in RULES if rule.parameter in kind.__struct_fields__)
+    for parameter, limit, measure, unit in _BY_STRUCT[kind]:
+        found, most = measure(getattr(body, parameter)), getattr(limits, limit)
+        if found is not None and found > most:
+            what = f"has {found} {unit}" if unit else f"is {found}"
+            raise too_much(f"`{parameter}` {what}", most, limit, parameter)
+
+
+def check_request_tokens(num_tokens: int, limits: Limits, param: str) -> None:
+    """Raise InvalidRequest for a request whose sequences may take more tokens together than one may have."""
+    if limits.request_tokens is not None and num_tokens > limits.request_tokens:
+        found = f"This request may take {num_tokens} tokens (prompts and max_tokens of all sequences)"
+        raise too_much(found, limits.request_tokens, "request_tokens", param)
+
+
+def too_much(found: str, most: int, limit: str, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{found}; at most {most} are possible (LIMITS.{limit.upper()} in the server's configuration).",
+        param=param,
+        code="invalid_value",
+    )
