@@ -81,6 +81,18 @@ $(VENV)/.installed-lm-eval: $(VENV)/.installed-dev requirements-lm-eval.txt
 test-lm-eval: $(VENV)/.installed-lm-eval ## Compare lm-evaluation-harness through tfoai with its own way to run a model
 	$(BIN)/python -m pytest tests/e2e/test_lm_eval.py -s
 
+# openai-python's tests come with its source, of the version that the tests use.
+OPENAI := $(shell sed -n 's/^openai==//p' constraints.txt)
+$(VENV)/.installed-openai-python: $(VENV)/.installed-dev requirements-openai-python.txt
+	$(PIP) install --quiet --requirement requirements-openai-python.txt
+	$(PIP) download --quiet --no-deps --no-binary :all: --dest $(VENV)/openai-python openai==$(OPENAI)
+	tar --extract --gzip --directory $(VENV)/openai-python --file $(VENV)/openai-python/openai-$(OPENAI).tar.gz
+	@touch $@
+
+.PHONY: test-openai-python
+test-openai-python: $(VENV)/.installed-openai-python ## Run openai-python's own tests of our routes against a server
+	$(BIN)/python -m tests.clients.openai_python $(VENV)/openai-python/openai-$(OPENAI)
+
 .PHONY: test-monitoring
 test-monitoring: $(VENV)/.installed-dev ## Ask a real Prometheus (Debian: apt-get install prometheus) every question of dashboard and alerts
 	TFOAI_TEST_MONITORING=1 $(BIN)/python -m pytest tests/monitoring

@@ -228,6 +228,12 @@ class TestLenient:
         assert response.headers["x-tfoai-ignored"].split(", ") == ["unknown_name", "stream_options", "suffix"]
         assert server.is_idle()
 
+    def test_what_means_nothing_beside_the_others(self, serve: Serve) -> None:
+        server = serve(FakeLoader(fim_template="[P]{prefix}[S]{suffix}[M]"), compatibility="lenient")
+        response = server.complete(max_tokens=2, suffix="x", echo=True, logprobs=0)
+        assert response.status_code == 200
+        assert response.headers["x-tfoai-ignored"] == "echo"
+
     def test_a_place_deep_inside(self, serve: Serve) -> None:
         server = serve(FakeLoader(chat_template=TEMPLATE), compatibility="lenient")
         tools = [{"type": "function", "function": FUNCTION | {"flavour": "sweet"}}]

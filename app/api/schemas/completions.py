@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
-from app.errors import InvalidRequest
+from app.errors import Inapplicable, InvalidRequest
 
 REFUSED: dict[str, str] = {}
 
@@ -61,7 +61,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
         if self.stream and self.num_candidates > (self.n or 1):
             raise InvalidRequest("`best_of` above `n` can not be streamed.", param="best_of")
         if self.suffix and self.echo and self.logprobs is not None:
-            raise InvalidRequest(
+            raise Inapplicable(
                 "`echo` with `logprobs` is not possible with `suffix`: the model does not read the prompt as it is written.",
                 param="echo",
             )
