@@ -6,8 +6,8 @@ Shared by every endpoint that offers tools. Knows neither grammars nor formats: 
 import asyncio
 from typing import TYPE_CHECKING
 
-from app.api.schemas.common import SamplingFields
 from app.api.schemas.tools import OfferedTools
+from app.engine.defaults import SamplingRequest
 from app.errors import InvalidRequest
 from app.registry import ServedModel
 from app.text.call_constraint import call_constraint
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def grammar_of_calls(
-    model: ServedModel, offered: OfferedTools, prefix: str, sampling: SamplingFields
+    model: ServedModel, offered: OfferedTools, prefix: str, request: SamplingRequest
 ) -> "Grammar | None":
     """Return what holds the answer to a rendered prompt, whose text is `prefix`, to the calls that the request wants.
 
@@ -27,7 +27,7 @@ async def grammar_of_calls(
     if not offered.wants_grammar:
         return None
     loaded = model.loaded
-    if not offered.needs_grammar and (sampling.ignore_eos or sampling.min_tokens or loaded.defaults.num_beams > 1):
+    if not offered.needs_grammar and (request.ignore_eos or request.min_tokens or loaded.defaults.num_beams > 1):
         return None  # which a grammar would contradict
     try:
         constraint = await asyncio.to_thread(
