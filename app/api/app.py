@@ -9,13 +9,14 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import chat, completions, decisions, embeddings, models, status, tokenize
+from app.api import chat, completions, decisions, embeddings, models, responses, status, stored_responses, tokenize
 from app.api.auth import BearerTokens
 from app.api.context import Context
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import assets_router, document, openapi_config
 from app.api.request_state import RequestState
 from app.api.requests import ClientDisconnected
+from app.api.response_store import ResponseStore
 from app.api.samples import model_samples
 from app.config import Config
 from app.errors import (
@@ -46,7 +47,8 @@ def create_app(
     """
     metrics = metrics or Metrics(config.metrics_aliases)
     tokens = tokens or BearerTokens(named_tokens(config.bearer_tokens, config.bearer_tokens_dir))
-    context = Context(config, registry, metrics)
+    responses_kept = ResponseStore(config.response_store_max, config.response_store_bytes, config.response_store_ttl)
+    context = Context(config, registry, metrics, responses_kept)
     metrics.collect_from(lambda: model_samples(registry))
     for name in registry.models:
         metrics.add_model(name)
@@ -57,6 +59,12 @@ def create_app(
             chat.create_chat_completion,
             decisions.create_decision,
             decisions.create_systemone,
+            responses.create_response,
+            responses.count_input_tokens,
+            stored_responses.get_response,
+            stored_responses.delete_response,
+            stored_responses.cancel_response,
+            stored_responses.list_input_items,
             models.list_models,
             models.get_model,
             models.list_engines,

@@ -1,12 +1,13 @@
 """Owns what handlers share: configuration, registry, metrics, and how a request for sequences begins and ends."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
 from app.api.request_state import RequestState
+from app.api.response_store import ResponseStore
 from app.config import Config
 from app.metrics import Metrics
 from app.registry import Registry
@@ -20,6 +21,8 @@ class Context:
     config: Config
     registry: Registry
     metrics: Metrics
+    # Without one given, nothing is kept.
+    responses: ResponseStore = field(default_factory=lambda: ResponseStore(0, 0, 0))
 
     @property
     def is_lenient(self) -> bool:

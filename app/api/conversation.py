@@ -13,7 +13,7 @@ from app.api.generate import Candidate, Generation, Prompt
 from app.api.schemas.common import CompletionTokensDetails, Usage
 from app.api.schemas.tools import OfferedTools
 from app.engine.defaults import SamplingRequest
-from app.engine.sequence import FinishReason
+from app.engine.sequence import FinishReason, SamplingParams
 from app.registry import ServedModel
 from app.text.constraint import Constraint
 from app.text.deltas import ChatAnswer, ChatDelta
@@ -104,10 +104,16 @@ class Conversation:
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.choices: list[Choice] = []
+        self._params: list[SamplingParams] = []
 
     @property
     def model(self) -> ServedModel:
         return self.generation.model
+
+    @property
+    def params(self) -> SamplingParams:
+        """What the first choice is sampled with; there is one once the prompt is submitted."""
+        return self._params[0]
 
     async def submit(
         self, prompt: ChatPrompt, request: SamplingRequest, *, max_tokens: int | None, stop: tuple[str, ...] = ()
@@ -143,12 +149,12 @@ class Conversation:
         calls = await grammar_of_calls(model, offered, rendered.text, request)
         if calls is not None:
             request = replace(request, grammar=calls, grammar_param=offered.param)
-        params = [model.resolve(request, max_tokens=max_tokens, choice=choice) for choice in range(request.n)]
+        self._params = [model.resolve(request, max_tokens=max_tokens, choice=choice) for choice in range(request.n)]
         encoded = Prompt(rendered.ids, "")
         # Only now, so that a request which is refused leaves nothing running.
-        for one in params:
+        for params in self._params:
             parser = chat.parser(rendered.text, offered.tools, constraint, names=offered.names, limit=offered.limit)
-            self.generation.submit(encoded, one, stop=stop, kept_special_ids=chat.kept_special_ids)
+            self.generation.submit(encoded, params, stop=stop, kept_special_ids=chat.kept_special_ids)
             self.choices.append(Choice(self.generation.candidates[-1], parser))
 
     async def steps(self) -> AsyncIterator[Step]:

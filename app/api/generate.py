@@ -73,7 +73,7 @@ class Generation:
         self._metrics = metrics
         self.operation = operation
         self._request_id = request_id
-        self._salt = salt
+        self.salt = salt
         self._start = time.monotonic()
         self._closed = False
         # Looked up once: it is observed for every token.
@@ -102,7 +102,7 @@ class Generation:
             stop_token_ids=params.stop_token_ids,
             kept_special_ids=kept_special_ids,
         )
-        stream = self._admission.submit(prompt.ids, params, salt=self._salt)
+        stream = self._admission.submit(prompt.ids, params, salt=self.salt)
         candidate = Candidate(len(self.candidates), prompt, stream, output)
         self.candidates.append(candidate)
         return candidate

@@ -20,6 +20,8 @@ from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelOb
 from app.api.schemas.completions import Completion, CompletionRequest
 from app.api.schemas.decisions import Decision, DecisionRequest, SystemOneAnswers, SystemOneRequest
 from app.api.schemas.embeddings import EmbeddingList, EmbeddingRequest
+from app.api.schemas.response_objects import DeletedResponse, InputTokens, ItemList, ResponseObject
+from app.api.schemas.responses import InputTokensRequest, ResponseRequest
 from app.api.schemas.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -39,15 +41,21 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     CompletionRequest,
     Decision,
     DecisionRequest,
+    DeletedResponse,
     DetokenizeRequest,
     DetokenizeResponse,
     EmbeddingList,
     EmbeddingRequest,
     EngineList,
     ErrorResponse,
+    InputTokens,
+    InputTokensRequest,
+    ItemList,
     Load,
     ModelList,
     ModelObject,
+    ResponseObject,
+    ResponseRequest,
     SystemOneAnswers,
     SystemOneRequest,
     TokenizeRequest,

@@ -12,7 +12,7 @@ from app.api.lenient import leave_out
 from app.api.limits import check_limits
 from app.api.request_state import RequestState
 from app.api.schemas.common import decode_body
-from app.api.sse import event_stream
+from app.api.sse import PLAIN, Framing, event_stream
 from app.errors import RequestError
 
 T = TypeVar("T")
@@ -88,13 +88,13 @@ class Answer(Protocol):
         ...
 
 
-async def respond(request: Request[Any, Any, Any], answer: Answer, *, stream: bool) -> Any:
+async def respond(request: Request[Any, Any, Any], answer: Answer, *, stream: bool, framing: Framing = PLAIN) -> Any:
     """Submit, then return the whole answer, or a stream of its parts; stop everything when the client leaves."""
     if not stream:
         return await unless_disconnected(request, _after_submit(answer, answer.whole))
     chunks = answer.chunks()
     first = await unless_disconnected(request, _after_submit(answer, chunks.__anext__))
-    return event_stream(first, chunks)
+    return event_stream(first, chunks, framing)
 
 
 async def _after_submit(answer: Answer, work: Callable[[], Awaitable[Any]]) -> Any:

@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
+from app.api.schemas.tiers import ServiceTier, served_tier, tier_priority
 from app.api.schemas.tools import FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
 from app.text.constraint import Constraint
@@ -21,10 +22,6 @@ REFUSED = {
     "verbosity": "no verbosity control yet.",
     "web_search_options": "there is no web search here.",
 }
-
-
-# Lower numbers are served first.
-_TIERS = {"priority": -100, "fast": -100, "flex": 100}
 
 
 class _TextPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,7 +89,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    service_tier: ServiceTier | None = None
     prediction: Prediction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -113,7 +110,7 @@ class ChatRequest(SamplingFields, kw_only=True):
             raise UnsupportedParameter(
                 f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
             )
-        if self.priority is not None and _TIERS.get(self.service_tier or "auto", 0):
+        if self.priority is not None and self.tier_priority:
             raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
         self._check_continuation()
 
@@ -161,14 +158,12 @@ class ChatRequest(SamplingFields, kw_only=True):
     @property
     def tier_priority(self) -> int:
         """How much later the request is served than others, which `priority` says too."""
-        return _TIERS.get(self.service_tier or "auto", 0)
+        return tier_priority(self.service_tier)
 
     @property
     def served_tier(self) -> str | None:
         """The tier that the answer names, as OpenAI does: only if the request named one."""
-        if self.service_tier is None:
-            return None
-        return {"flex": "flex", "priority": "priority", "fast": "priority"}.get(self.service_tier, "default")
+        return None if self.service_tier is None else served_tier(self.service_tier)
 
 
 class TopLogprob(msgspec.Struct):

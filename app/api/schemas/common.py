@@ -253,19 +253,26 @@ def decode_body(
     data = {**(defaults or {}), **data}
     if without is not None:
         without(data)
+    return convert_object(data, kind, refused)
+
+
+def convert_object(data: dict[str, Any], kind: type[S], refused: Mapping[str, str], place: str = "") -> S:
+    """Convert an object of a body that lies at `place` (`tools[0]`); raise and refuse as `decode_body` does."""
+    data = dict(data)
     for name in refused.keys() & data.keys():
         if data.pop(name) is not None:
-            raise UnsupportedParameter(f"`{name}` is not supported: {refused[name]}", param=name)
+            param = _param(f"{place}.{name}" if place else name)
+            raise UnsupportedParameter(f"`{param}` is not supported: {refused[name]}", param=param)
     try:
         return msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from error
+        raise _invalid(str(error), place) from error
 
 
-def _invalid(text: str) -> InvalidRequest:
+def _invalid(text: str, place: str = "") -> InvalidRequest:
     match = _AT.match(text)
     assert match is not None  # the pattern matches every text
-    message, path = match["message"], match["path"] or ""
+    message, path = match["message"], ".".join(part for part in (place, match["path"]) if part)
     unknown = _UNKNOWN.fullmatch(message)
     if unknown:
         name = unknown["name"][:100]

@@ -104,21 +104,27 @@ def offered_tools(
         choice: str | dict[str, Any] | None = function_call if isinstance(function_call, str) else None
         if isinstance(function_call, NamedFunction):
             choice = {"type": "function", "function": {"name": function_call.name}}
-        return _chosen(functions, choice, limit=1, param="function_call", is_legacy=True)
+        place = "functions.[{}].parameters"
+        return chosen_tools(functions, choice, limit=1, param="function_call", place=place, is_legacy=True)
     if function_call not in (None, "none"):
         raise Inapplicable("`function_call` is only allowed when `functions` are given.", param="function_call")
     limit = 1 if parallel_tool_calls is False else None
-    return _chosen([tool.function for tool in tools or ()], tool_choice, limit=limit, param="tool_choice", is_legacy=False)
+    return chosen_tools([tool.function for tool in tools or ()], tool_choice, limit=limit)
 
 
-def _chosen(
+def chosen_tools(
     functions: Sequence[FunctionDefinition],
     choice: str | dict[str, Any] | None,
     *,
     limit: int | None,
-    param: str,
-    is_legacy: bool,
+    param: str = "tool_choice",
+    place: str = "tools.[{}].function.parameters",
+    is_legacy: bool = False,
 ) -> OfferedTools:
+    """Put tools and choice together, the latter as /v1/chat/completions spells it; raise as `offered_tools` does.
+
+    `place` is where the request has the parameters of its tools.
+    """
     shown = [function.for_template() for function in functions]
     names = [function.name for function in functions]
     if len(set(names)) < len(names):
@@ -128,7 +134,6 @@ def _chosen(
         raise Inapplicable("`tool_choice` is only allowed when `tools` are given.", param=param)
     if choice == "none" or not shown:
         return OfferedTools()
-    place = "functions.[{}].parameters" if is_legacy else "tools.[{}].function.parameters"
     callable_ = tuple(
         Function(function.name, function.schema, place.format(index), bool(function.strict))
         for index, function in enumerate(functions)
