@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.api.schemas import chat, completions, decisions, tokenize
+from app.api.schemas import chat, completions, decisions, responses, tokenize
 from app.api.schemas.embeddings import EmbeddingRequest
 
 
@@ -45,7 +45,7 @@ class Endpoint:
         """Every parameter, in the order of the alphabet."""
         names = [info.encode_name for info in msgspec.structs.fields(self.request)]
         rows = [Parameter(name, Fate.REFUSED, reason) for name, reason in self.refused.items()]
-        for name in names:
+        for name in (name for name in names if name not in self.refused):
             if name in self.no_effect:
                 rows.append(Parameter(name, Fate.NO_EFFECT, self.no_effect[name]))
             else:
@@ -79,6 +79,23 @@ ENDPOINTS = (
             "store": "false; true is refused: nothing is stored here.",
         },
     ),
+    Endpoint(
+        "/v1/responses",
+        responses.ResponseRequest,
+        responses.REFUSED,
+        _USER | _HOSTING | {"max_tool_calls": "it counts calls of built-in tools, of which there are none."},
+        {
+            "background": "false; true is refused.",
+            "include": "logprobs; what belongs to built-in tools never comes; encrypted reasoning is refused.",
+            "input": "text, calls and their outputs, reasoning, references to stored items; other parts are refused.",
+            "reasoning": "`effort` where the model's template has a switch for it; `summary` of auto.",
+            "service_tier": "a priority among requests that wait.",
+            "stream_options": "`include_obfuscation` is taken, and no padding is sent.",
+            "text": "`format`; `verbosity` of medium.",
+            "tools": "functions; built-in tools are refused.",
+        },
+    ),
+    Endpoint("/v1/responses/input_tokens", responses.InputTokensRequest, responses.REFUSED_FOR_COUNT),
     Endpoint("/v1/completions", completions.CompletionRequest, completions.REFUSED, _USER, _STREAM | {"suffix": _SUFFIX}),
     Endpoint(
         "/v1/decisions",
