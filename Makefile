@@ -93,6 +93,22 @@ $(VENV)/.installed-openai-python: $(VENV)/.installed-dev requirements-openai-pyt
 test-openai-python: $(VENV)/.installed-openai-python ## Run openai-python's own tests of our routes against a server
 	$(BIN)/python -m tests.clients.openai_python $(VENV)/openai-python/openai-$(OPENAI)
 
+$(VENV)/.installed-clients: $(VENV)/.installed-dev requirements-clients.txt
+	$(PIP) install --quiet --no-deps --requirement requirements-clients.txt
+	@touch $@
+
+.PHONY: test-clients
+test-clients: $(VENV)/.installed-clients ## Run clients that others make against a server; those of npm where Node.js is there
+	$(BIN)/python -m pytest -m clients -W default --disable-warnings tests/clients
+
+$(VENV)/.installed-api-fuzz: $(VENV)/.installed-dev requirements-api-fuzz.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements-api-fuzz.txt
+	@touch $@
+
+.PHONY: test-api-fuzz
+test-api-fuzz: $(VENV)/.installed-api-fuzz ## Run Schemathesis on the OpenAPI document against a server, over 10,000 cases (minutes)
+	$(BIN)/python -m tests.clients.api_fuzz
+
 .PHONY: test-monitoring
 test-monitoring: $(VENV)/.installed-dev ## Ask a real Prometheus (Debian: apt-get install prometheus) every question of dashboard and alerts
 	TFOAI_TEST_MONITORING=1 $(BIN)/python -m pytest tests/monitoring
