@@ -23,6 +23,8 @@ TOP_K_WITHOUT_SORT = 256
 PROMPT_LOGPROBS_SLICE = 256
 # Below this a division by the temperature leaves the range of float32, and the best token is certain anyway.
 GREEDY_BELOW = 1e-5
+# The same for a division by the repetition penalty, with room for that by the temperature after it.
+LEAST_REPETITION_PENALTY = 1e-20
 
 # (sequence) -> callables (input_ids [rows, length], scores [rows, vocabulary]) -> scores, or an empty list.
 ProcessorFactory = Callable[[Sequence], list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
@@ -147,7 +149,7 @@ class BatchSampler:
             # CTRL's penalty (Keskar et al., 2019), over every token the decoder has seen, as in transformers.
             seen = torch.tensor(sorted(set(seq.token_ids)), device=scores.device)
             values = scores[row, seen]
-            penalty = params.repetition_penalty
+            penalty = max(params.repetition_penalty, LEAST_REPETITION_PENALTY)
             scores[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
         if params.frequency_penalty or params.presence_penalty:
             # OpenAI: logit -= frequency_penalty * count + presence_penalty * [count > 0], generation tokens only.

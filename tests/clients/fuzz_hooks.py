@@ -6,28 +6,33 @@ import schemathesis
 
 MODEL, EMBEDDER = "tfoai-demo", "embedder"
 MAX_TOKENS = 4
+# Every id below it is a token of both models.
+NUM_IDS = 200
 
 
-def _model(context: Any) -> str:
-    return EMBEDDER if "embeddings" in context.operation.path else MODEL
+def _bound(value: Any) -> Any:
+    """Make token ids of the numbers in (lists of) lists."""
+    if isinstance(value, list):
+        return [one % NUM_IDS if type(one) is int else _bound(one) for one in value]
+    return value
 
 
 @schemathesis.hook
-def map_body(context: Any, body: Any) -> Any:
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Name a model that is there, most of the time, so that more than its name is looked at; bound the work of a case."""
-    if not isinstance(body, dict):
-        return body
-    if isinstance(body.get("model"), str) and len(body["model"]) % 8:
-        body["model"] = _model(context)
-    for name in ("max_tokens", "max_completion_tokens"):
-        if name not in body or (isinstance(body[name], int) and body[name] > MAX_TOKENS):
-            body[name] = MAX_TOKENS
-            break
-    return body
-
-
-@schemathesis.hook
-def map_path_parameters(context: Any, path_parameters: Any) -> Any:
-    if isinstance(path_parameters, dict) and len(str(path_parameters.get("model_name", ""))) % 4:
-        path_parameters["model_name"] = _model(context)
-    return path_parameters
+    model = EMBEDDER if "embeddings" in case.operation.path else MODEL
+    body = case.body
+    if isinstance(body, dict):
+        if isinstance(body.get("model"), str) and len(body["model"]) % 8 != 7:
+            body["model"] = model
+        for name in ("prompt", "input", "tokens", "stop_token_ids"):
+            if name in body:
+                body[name] = _bound(body[name])
+        if "max_completion_tokens" not in body and case.operation.path.endswith("/completions"):
+            body.setdefault("max_tokens", MAX_TOKENS)
+        for name in ("max_tokens", "max_completion_tokens"):
+            if type(body.get(name)) is int and body[name] > MAX_TOKENS:
+                body[name] = MAX_TOKENS
+    names = case.path_parameters
+    if isinstance(names, dict) and len(str(names.get("model_name", ""))) % 4:
+        names["model_name"] = model

@@ -141,6 +141,14 @@ def test_repetition_penalty_is_transformers(penalty: float) -> None:
     assert torch.allclose(scores, expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-30])
+def test_the_least_repetition_penalty_stays_finite(penalty: float, temperature: float) -> None:
+    """The best of the tokens seen wins by far; a division that leaves float32 would look like a broken model."""
+    logits = torch.tensor([5.0, 4.0, 0.0, -torch.inf, -3.0])
+    assert sample_one(logits, sequence([1, 2, 3, 4], repetition_penalty=penalty, temperature=temperature)) == 1
+
+
 def test_frequency_and_presence_penalty_count_generation_tokens_only() -> None:
     seq = sequence([7, 7, 7], [4, 5, 4], frequency_penalty=0.5, presence_penalty=0.25)
     scores = torch.zeros(1, 10)
