@@ -85,7 +85,7 @@ def create_app(
         state=State({"context": context}),
         before_request=_note_route,
         exception_handlers={Exception: _to_response},
-        openapi_config=openapi_config(package_version("tfoai")),
+        openapi_config=openapi_config(package_version("tfoai"), config.limits),
         request_max_body_size=config.max_body_bytes,
         # Errors are logged where they are mapped, once.
         logging_config=None,

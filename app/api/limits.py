@@ -101,3 +101,24 @@ def too_much(found: str, most: int, limit: str, param: str) -> InvalidRequest:
         param=param,
         code="invalid_value",
     )
+
+
+def describe_limits(schemas: dict[str, Any], limits: Limits) -> None:
+    """Write the limits into the JSON Schemas of requests, so that the OpenAPI document says what is enforced."""
+    for name, schema in schemas.items():
+        if name.endswith("Request"):
+            for rule in RULES:
+                described = schema.get("properties", {}).get(rule.parameter)
+                if described is not None:
+                    _describe(described, rule, getattr(limits, rule.limit))
+
+
+def _describe(described: dict[str, Any], rule: _Rule, most: int) -> None:
+    for one in described.get("anyOf", [described]):
+        kind = one.get("type")
+        if rule.measure is _number and kind == "integer":
+            one["maximum"] = most
+        elif rule.measure is _items and kind in ("array", "object"):
+            one["maxItems" if kind == "array" else "maxProperties"] = most
+        elif rule.measure is _longest_text and kind == "string":
+            one["maxLength"] = most

@@ -15,6 +15,7 @@ from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Components, Operation
 from litestar.static_files import create_static_files_router
 
+from app.api.limits import describe_limits
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
 from app.api.schemas.completions import Completion, CompletionRequest
@@ -31,6 +32,7 @@ from app.api.schemas.tokenize import (
     TokenizerInfo,
     Version,
 )
+from app.config_limits import Limits
 
 _REF = "#/components/schemas/{name}"
 _STRUCTS: list[type[msgspec.Struct]] = [
@@ -111,22 +113,26 @@ def _responses(request: type[msgspec.Struct] | None, response: type[msgspec.Stru
     return {"200": good} | {code: {"description": text, "content": error} for code, text in codes.items()}
 
 
-class _Components(Components):
-    """The schemas as msgspec writes them."""
+def _components(limits: Limits) -> Components:
+    """Return the schemas as msgspec writes them, with the limits of this server."""
 
-    def to_schema(self) -> dict[str, Any]:
-        _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
-        return {"schemas": schemas, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}
+    class Documented(Components):
+        def to_schema(self) -> dict[str, Any]:
+            _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
+            describe_limits(schemas, limits)
+            return {"schemas": schemas, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}
+
+    return Documented()
 
 
-def openapi_config(version: str) -> OpenAPIConfig:
+def openapi_config(version: str, limits: Limits) -> OpenAPIConfig:
     """The document at /openapi.json, the page at /docs; the page's script is served from here, so it works offline."""
     return OpenAPIConfig(
         title="tfoai",
         version=version,
         description="Hugging Face transformers models behind the OpenAI API.",
         path="/docs",
-        components=_Components(),
+        components=_components(limits),
         security=[{"bearer": []}],
         render_plugins=[
             SwaggerRenderPlugin(

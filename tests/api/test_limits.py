@@ -175,3 +175,14 @@ def test_retry_after_is_what_the_server_has_measured(serve: Serve) -> None:
         assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("20", "20000")
         runner.permits.release(20)
         assert [future.result().status_code for future in futures] == [200] * 8
+
+
+def test_the_openapi_document_says_them(server: LiveServer) -> None:
+    schemas = server.http.get("/openapi.json").json()["components"]["schemas"]
+    completion = schemas["CompletionRequest"]["properties"]
+    assert completion["n"]["anyOf"][0]["maximum"] == completion["best_of"]["anyOf"][0]["maximum"] == SMALL.n
+    text, several = completion["stop"]["anyOf"][:2]
+    assert (text["maxLength"], several["maxItems"]) == (SMALL.stop_characters, SMALL.stop)
+    assert completion["logit_bias"]["anyOf"][0]["maxProperties"] == SMALL.logit_bias
+    assert schemas["DecisionRequest"]["properties"]["questions"]["maxItems"] == SMALL.questions
+    assert schemas["ChatRequest"]["properties"]["messages"]["maxItems"] == SMALL.messages
