@@ -196,11 +196,6 @@ class Config(ProcessSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
         int, whole("Largest body of a request in bytes; a larger one is refused with status 413.", 1024)
     ] = 2 * 1024 * 1024
     limits: Annotated[Limits, doc("How much a request may have of what can be counted.", "an object or null")] = Limits()
-    response_store_max: Annotated[
-        int, whole("Responses of /v1/responses that are kept, the longest unused going first; 0 keeps none.", 0)
-    ] = 1000
-    response_store_bytes: Annotated[int, whole("Bytes that all kept responses may take together.", 1024)] = 64 * 1024 * 1024
-    response_store_ttl: Annotated[float, number("Seconds that a response is kept after its last use.", 1, 31536000)] = 86400.0
     drain_timeout: Annotated[
         float,
         number("Seconds that running requests get to finish when the server is told to stop.", 0, 86400),

@@ -75,3 +75,8 @@ class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     max_header_bytes: Annotated[
         int, whole("Largest head of a request in bytes, its first line included; a larger one gets status 431.", 1024, 1048576)
     ] = 32768
+    response_store_max: Annotated[
+        int, whole("Responses of /v1/responses that are kept, the longest unused going first; 0 keeps none.", 0)
+    ] = 1000
+    response_store_bytes: Annotated[int, whole("Bytes that all kept responses may take together.", 1024)] = 64 * 1024 * 1024
+    response_store_ttl: Annotated[float, number("Seconds that a response is kept after its last use.", 1, 31536000)] = 86400.0

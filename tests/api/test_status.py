@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.api.completions import SHORT_PROMPTS
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeLoader, FakeRunner
 from tests.support.live import MODEL, LiveServer, assert_error, events_of, eventually
@@ -177,7 +178,7 @@ def test_draining_lets_running_requests_finish(serve: Serve, body: dict[str, Any
 
 def test_draining_lets_admitted_requests_finish(serve: Serve) -> None:
     """Tokenizing takes a moment; who was let in before the drain is not sent away after it."""
-    server = serve(runner=FakeRunner(answer="answer"))
+    server = serve(FakeLoader(runner=FakeRunner(answer="answer"), context_length=4000))
     tokenizer, gate, entered = server.model.loaded.tokenizer, threading.Event(), threading.Event()
     real = tokenizer.encode
 
@@ -188,7 +189,8 @@ def test_draining_lets_admitted_requests_finish(serve: Serve) -> None:
 
     tokenizer.encode = slow  # type: ignore[method-assign]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        request = pool.submit(server.complete)
+        # Long enough to be encoded off the event loop.
+        request = pool.submit(server.complete, "x" * 2 * SHORT_PROMPTS)
         try:
             assert entered.wait(10)
             server.on_loop(server.registry.drain)

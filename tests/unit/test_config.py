@@ -309,7 +309,7 @@ def test_broken_file_is_one_line_and_exit_code_2(
     out, err = capsys.readouterr()
     assert out == ""
     line = err.removesuffix("\n")
-    assert "\n" not in line and line.isprintable() and len(line) < 600
+    assert "\n" not in line and line.isprintable() and len(line) < 800
     assert line.startswith(f"tfoai: {path}: ")
     assert place in line and text in line
     if not place:
