@@ -106,10 +106,8 @@ class _Answer:
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         """Yield a role chunk, the deltas and a finish chunk per choice, and one for the usage if it was asked for."""
-        options = self._body.stream_options
-        include_usage = bool(options and options.include_usage)
-        more: dict[str, None] = {"usage": None} if include_usage else {}
         async for step in self._conversation.steps():
+            more = self._body.usage_of_chunk(self._conversation.generation.usage)
             index = step.choice.index
             if index not in self._begun:
                 self._begun.add(index)
@@ -123,7 +121,7 @@ class _Answer:
                 logprobs = None
             if step.choice.finish_reason is not None:
                 yield self._chunk(index, ChoiceDelta(), finish_reason=self._finish_reason(step.choice), **more)
-        if include_usage:
+        if self._body.includes_usage:
             yield self._empty_chunk(usage=await self._conversation.usage())
 
     def _whole_choice(self, choice: Choice) -> ChatChoice:

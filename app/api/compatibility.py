@@ -62,7 +62,9 @@ _HOSTING = {
     "safety_identifier": "nothing here is counted by user.",
 }
 _SUFFIX = "where the model's tokenizer has fill-in-the-middle tokens, or FIM_TEMPLATE names them; else refused."
-_STREAM = {"stream_options": "`include_usage`; `include_obfuscation` is taken, and no padding is sent."}
+_STREAM = {
+    "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` is taken, and no padding is sent."
+}
 
 ENDPOINTS = (
     Endpoint(

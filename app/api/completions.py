@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litestar import Request, post
@@ -182,9 +183,6 @@ class _Answer:
         )
 
     async def chunks(self) -> AsyncIterator[Completion]:
-        options = self._body.stream_options
-        include_usage = bool(options and options.include_usage)
-        pending_usage: dict[str, None] = {"usage": None} if include_usage else {}
         begun: set[int] = set()
         async for candidate, delta in self._generation.deltas():
             is_first = candidate.index not in begun
@@ -193,20 +191,26 @@ class _Answer:
             begun.add(candidate.index)
             text = (self._prefix(candidate) if is_first else "") + delta.text
             if text or delta.tokens or delta.finish_reason is not None:
+                logprobs = partial(self._logprobs, candidate, delta.tokens, with_prompt=is_first)
+                # Off the event loop: to score a long prompt, every token of it is decoded.
+                decodes_prompt = is_first and self._scores_prompt
                 choice = CompletionChoice(
                     candidate.index,
                     text,
-                    self._logprobs(candidate, delta.tokens, with_prompt=is_first),
+                    await asyncio.to_thread(logprobs) if decodes_prompt else logprobs(),
                     None if delta.finish_reason is None else _finish_reason(candidate),
                 )
-                yield self._completion([choice], **pending_usage)
-        if include_usage:
+                yield self._completion([choice], **self._body.usage_of_chunk(self._generation.usage))
+        if self._body.includes_usage:
             yield self._completion([], usage=self._generation.usage())
 
     def _awaits_prompt_logprobs(self, candidate: Candidate, delta: TextDelta) -> bool:
         """Prompt logprobs may come in pieces before the first token; the first chunk has them all."""
-        wanted = self._body.echo and self._body.logprobs is not None
-        return bool(wanted and not delta.tokens and delta.finish_reason is None)
+        return self._scores_prompt and not delta.tokens and delta.finish_reason is None
+
+    @property
+    def _scores_prompt(self) -> bool:
+        return bool(self._body.echo and self._body.logprobs is not None)
 
     def _completion(self, choices: list[CompletionChoice], **usage: Any) -> Completion:
         return Completion(

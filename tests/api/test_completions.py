@@ -627,6 +627,17 @@ class TestParameters:
         error = assert_error(counting.complete(stream=True, stream_options=options), 400)
         assert error["param"].startswith("stream_options")
 
+    def test_usage_in_every_chunk(self, counting: LiveServer) -> None:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        for chunks in (
+            streamed(counting, max_tokens=4, stream_options=options),
+            events_of(counting.chat(max_tokens=4, stream=True, stream_options=options)),
+        ):
+            used = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+            assert used == sorted(used) and used[-1] == 4
+        error = assert_error(counting.complete(stream=True, stream_options={"continuous_usage_stats": True}), 400)
+        assert error["param"] == "stream_options.continuous_usage_stats"
+
     def test_stream_options_without_stream(self, counting: LiveServer) -> None:
         assert_error(counting.complete(stream_options={}), 400, param="stream_options")
 

@@ -23,10 +23,14 @@ _KINDS: dict[str, Kind] = {"json": "json_schema", "regex": "regex", "choice": "c
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """`include_obfuscation` pads events against traffic analysis at OpenAI; it is accepted, and no padding is sent."""
+    """`include_obfuscation` pads events against traffic analysis at OpenAI; it is accepted, and no padding is sent.
+
+    `continuous_usage_stats` is vLLM's (guidellm and aiperf send it): with `include_usage`, every chunk has the usage so far.
+    """
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,7 +113,23 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def stop_texts(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    @property
+    def includes_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def usage_of_chunk(self, usage: Callable[[], "Usage"]) -> dict[str, Any]:
+        """Return what a chunk that is not the last one says of the usage so far."""
+        if not self.includes_usage:
+            return {}
+        assert self.stream_options is not None
+        return {"usage": usage() if self.stream_options.continuous_usage_stats else None}
+
     def check_stream_options(self) -> None:
+        options = self.stream_options
+        if options is not None and options.continuous_usage_stats and not options.include_usage:
+            raise InvalidRequest(
+                "`continuous_usage_stats` needs `include_usage`.", param="stream_options.continuous_usage_stats"
+            )
         if self.stream_options is not None and not self.stream:
             raise Inapplicable("`stream_options` is only allowed when `stream` is true.", param="stream_options")
 
