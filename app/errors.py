@@ -11,6 +11,7 @@ TfoaiError
     ├── Unauthorized                401  missing or wrong bearer token
     ├── NotFound                    404  unknown URL
     │   └── ModelNotFound           404  unknown served name
+    ├── RequestTooLarge             413  a body over MAX_BODY_BYTES
     ├── QueueFull                   429  admission refused; the client should come back
     ├── EngineError                 500  the engine failed this sequence
     └── Unavailable                 503  nothing can be served now
@@ -109,6 +110,17 @@ class NotFound(RequestError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class RequestTooLarge(RequestError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+    def __init__(self, limit: int, num_bytes: int | None) -> None:
+        """`num_bytes` is None for a body that does not say how long it is."""
+        found = f"more than {limit}" if num_bytes is None else str(num_bytes)
+        super().__init__(f"The body of the request has {found} bytes; at most {limit} are possible (MAX_BODY_BYTES).")
 
 
 class ModelNotFound(NotFound):

@@ -28,6 +28,7 @@ from app.errors import (
     NotFound,
     QueueFull,
     RequestError,
+    RequestTooLarge,
 )
 from app.logs import trace_of
 from app.metrics import Metrics
@@ -124,7 +125,7 @@ def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[
         return Response(None, status_code=499)  # nobody reads it; the log has the status
     headers: dict[str, str] = dict(getattr(error, "headers", None) or {})  # a 405 says what is allowed
     if not isinstance(error, RequestError):
-        error = _from_litestar(error) if isinstance(error, HTTPException) else _internal(request, error)
+        error = _from_litestar(request, error) if isinstance(error, HTTPException) else _internal(request, error)
     _count_rejected(request, error)
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -132,12 +133,16 @@ def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[
     return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
 
 
-def _from_litestar(error: HTTPException) -> RequestError:
+def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> RequestError:
     if error.status_code == 404:
         return NotFound("Unknown request URL. Please check the path and the method; see /docs for what there is.")
+    if error.status_code == 413:
+        context: Context = request.app.state.context
+        length = request.headers.get("content-length", "")
+        return RequestTooLarge(context.config.max_body_bytes, int(length) if length.isdecimal() else None)
     result = InvalidRequest(error.detail if error.status_code < 500 else "The server failed on this request.")
-    result.status = error.status_code  # type: ignore[misc]  # 405 and 413 have no class of their own
-    result.code = {405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)
+    result.status = error.status_code  # type: ignore[misc]  # 405 has no class of its own
+    result.code = {405: "method_not_allowed"}.get(error.status_code)
     if error.status_code >= 500:
         result.type = "server_error"  # type: ignore[misc]
     return result

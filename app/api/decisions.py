@@ -75,6 +75,7 @@ async def create_decision(request: Request[Any, Any, Any], context: Context) -> 
 @may_be_lenient
 async def create_systemone(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, SystemOneRequest, SYSTEM_ONE_REFUSED)
+    body.check()
     generation = _begin(request, context, body.model, len(body.questions), "systemone")
     decisions = _decisions_of(generation)
 

@@ -88,6 +88,24 @@ def check_limits(body: msgspec.Struct, limits: Limits) -> None:
             raise too_much(f"`{parameter}` {what}", most, limit, parameter)
 
 
+def check_depth(body: dict[str, Any], limits: Limits) -> None:
+    """Raise InvalidRequest for a parameter that is deeper than whatever writes it out again could follow."""
+    for name, value in body.items():
+        if is_deeper(value, limits.json_depth - 1):
+            raise too_much(f"`{name[:100]}` is nested too deeply", limits.json_depth, "json_depth", name[:100], unit=" levels")
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Return whether more than `most` lists and objects are inside of each other; without recursion."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
+        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+        level = [child for child in level if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return bool(level)
+
+
 def check_request_tokens(num_tokens: int, limits: Limits, param: str) -> None:
     """Raise InvalidRequest for a request whose sequences may take more tokens together than one may have."""
     if limits.request_tokens is not None and num_tokens > limits.request_tokens:
@@ -95,9 +113,9 @@ def check_request_tokens(num_tokens: int, limits: Limits, param: str) -> None:
         raise too_much(found, limits.request_tokens, "request_tokens", param)
 
 
-def too_much(found: str, most: int, limit: str, param: str) -> InvalidRequest:
+def too_much(found: str, most: int, limit: str, param: str, *, unit: str = "") -> InvalidRequest:
     return InvalidRequest(
-        f"{found}; at most {most} are possible (LIMITS.{limit.upper()} in the server's configuration).",
+        f"{found}; at most {most}{unit} are possible (LIMITS.{limit.upper()} in the server's configuration).",
         param=param,
         code="invalid_value",
     )

@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from app.api.lenient import leave_out
-from app.api.limits import check_limits
+from app.api.limits import check_depth, check_limits
 from app.api.request_state import RequestState
 from app.api.schemas.common import decode_body
 from app.api.sse import PLAIN, Framing, event_stream
@@ -42,8 +42,18 @@ async def read_body(
     except InternalServerException as error:  # Litestar's word for a client that stopped in the middle of its body
         raise ClientDisconnected from error
     ignored = RequestState.of(request.scope).ignored
-    decoded = decode_body(body, kind, refused, defaults or {}, without=lambda data: leave_out(data, ignored))
-    check_limits(decoded, request.app.state.context.config.limits)
+    limits = request.app.state.context.config.limits
+    # Few bodies have so many brackets that they are worth a look.
+    may_be_deep = body.count(b"[") + body.count(b"{") > limits.json_depth
+    decoded = decode_body(
+        body,
+        kind,
+        refused,
+        defaults or {},
+        without=lambda data: leave_out(data, ignored),
+        check=(lambda data: check_depth(data, limits)) if may_be_deep else None,
+    )
+    check_limits(decoded, limits)
     return decoded
 
 

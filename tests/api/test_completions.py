@@ -707,7 +707,8 @@ class TestBody:
             content: Any = (body[start : start + 500] for start in range(0, size, 500)) if chunked else body
             response = server.http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
             assert response.status_code == status, response.text
-        assert_error(response, 413, type="invalid_request_error")
+        error = assert_error(response, 413, type="invalid_request_error", code="request_too_large")
+        assert "2000" in error["message"] and ("more than" if chunked else "2001") in error["message"]
 
 
 class TestContextLength:

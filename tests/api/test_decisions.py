@@ -186,6 +186,18 @@ class TestInput:
         # As deep as it may be; too long for the model is something else.
         assert with_data(deep).status_code == 200
 
+    def test_json_of_systemone_is_bounded(self, server: LiveServer) -> None:
+        deep: Any = "x"
+        for _ in range(900):
+            deep = [deep]
+        question = {"type": "noul"}
+        for param, body in (
+            ("state", {"state": deep, "questions": {"q": question}}),
+            ("state", {"state": [0] * 10_001, "questions": {"q": question}}),
+            ("questions", {"state": "x", "questions": {"q": question | {"instructions": deep}}}),
+        ):
+            assert_error(server.http.post("/v1/systemone", json={"model": MODEL, **body}), 400, param=param)
+
     def test_too_long_for_the_model(self, server: LiveServer) -> None:
         assert_error(decide(server, "x" * 500), 400, code="context_length_exceeded", param="input")
         eventually(server.is_idle)

@@ -115,7 +115,9 @@ def test_every_list_of_a_request_has_a_rule() -> None:
 
 
 def test_every_limit_limits_something() -> None:
-    assert {rule.limit for rule in RULES} | {"request_tokens"} == {info.name for info in msgspec.structs.fields(Limits)}
+    assert {rule.limit for rule in RULES} | {"request_tokens", "json_depth"} == {
+        info.name for info in msgspec.structs.fields(Limits)
+    }
 
 
 class TestQueueOfTokens:
@@ -175,6 +177,25 @@ def test_retry_after_is_what_the_server_has_measured(serve: Serve) -> None:
         assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("20", "20000")
         runner.permits.release(20)
         assert [future.result().status_code for future in futures] == [200] * 8
+
+
+@pytest.mark.parametrize("depth", [99, 128, 500, 900, 970, 100_000])
+def test_how_deep_a_body_is(server: LiveServer, depth: int) -> None:
+    """Templates and grammars write it out again, by functions that follow it as deep as it goes."""
+    deep = "[" * (depth - 4) + "]" * (depth - 4)
+    parameters = f'{{"a": {deep}}}'
+    tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {parameters}}}}}'
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": parameters}}
+    said = msgspec.json.encode({"role": "assistant", "tool_calls": [call]}).decode()
+    for more in (
+        f'"messages": [{{"role": "user", "content": "x"}}], "tools": [{tool}]',
+        f'"messages": [{said}, {{"role": "user", "content": "x"}}]',
+        f'"messages": [{{"role": "user", "content": "x"}}], "metadata": {parameters}',
+    ):
+        body = f'{{"model": "{MODEL}", "max_tokens": 1, {more}}}'
+        response = server.http.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert response.status_code in ((200, 400) if depth <= 128 else (400,)), response.text
+    eventually(server.is_idle)
 
 
 def test_the_openapi_document_says_them(server: LiveServer) -> None:

@@ -258,11 +258,12 @@ def decode_body(
     refused: Mapping[str, str],
     defaults: Mapping[str, Any] | None = None,
     without: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> S:
     """Decode a JSON body; raise InvalidRequest or a subclass that names the parameter.
 
     `refused` maps names that OpenAI documents and tfoai does not honour to the reason; null is as good as absent for them.
-    `without` takes out what is to be left out.
+    `without` takes out what is to be left out, `check` refuses what is no matter of single parameters.
     """
     try:
         data = msgspec.json.decode(body)
@@ -273,6 +274,8 @@ def decode_body(
     data = {**(defaults or {}), **data}
     if without is not None:
         without(data)
+    if check is not None:
+        check(data)
     return convert_object(data, kind, refused)
 
 

@@ -168,7 +168,17 @@ def _json_text(data: Any, place: str) -> str:
     items = data if isinstance(data, list) else [data]
     if not all(isinstance(item, dict) for item in items):
         raise InvalidRequest("`data` must be a JSON object or a list of objects.", param=f"{place}.data")
-    num_values, level = 0, [data]
+    check_json(data, f"{place}.data")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    if num_bytes > MAX_JSON_BYTES:
+        raise InvalidRequest(f"`data` has {num_bytes} bytes; at most {MAX_JSON_BYTES} are possible.", param=f"{place}.data")
+    return text
+
+
+def check_json(data: Any, place: str) -> None:
+    """Raise InvalidRequest for JSON that is too deep, or too much, to be written out."""
+    num_values, level = 0, [data] if isinstance(data, dict | list) else []
     for _ in range(MAX_JSON_DEPTH):
         level = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
         num_values += len(level)
@@ -176,14 +186,8 @@ def _json_text(data: Any, place: str) -> str:
     if level or num_values > MAX_JSON_VALUES:
         found = f"{num_values} values" if num_values > MAX_JSON_VALUES else f"more than {MAX_JSON_DEPTH} levels"
         raise InvalidRequest(
-            f"`data` has {found}; at most {MAX_JSON_VALUES} values and {MAX_JSON_DEPTH} levels are possible.",
-            param=f"{place}.data",
+            f"`{place}` has {found}; at most {MAX_JSON_VALUES} values and {MAX_JSON_DEPTH} levels are possible.", param=place
         )
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    num_bytes = len(text.encode("utf-8", "surrogatepass"))
-    if num_bytes > MAX_JSON_BYTES:
-        raise InvalidRequest(f"`data` has {num_bytes} bytes; at most {MAX_JSON_BYTES} are possible.", param=f"{place}.data")
-    return text
 
 
 class PredicateAnswer(msgspec.Struct, tag_field="type", tag="predicate"):
@@ -251,6 +255,10 @@ class SystemOneRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     state: str | dict[str, Any] | list[Any]
     questions: Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
+
+    def check(self) -> None:
+        check_json(self.state, "state")
+        check_json(self.questions, "questions")
 
 
 class SystemOneUsage(msgspec.Struct):

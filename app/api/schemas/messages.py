@@ -5,7 +5,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.api.limits import is_deeper
 from app.errors import InvalidRequest, UnsupportedParameter
+
+# As deep as a body may be by default; these are JSON in a text of it.
+MAX_ARGUMENTS_DEPTH = 128
 
 
 class FunctionCall(msgspec.Struct):
@@ -99,6 +103,10 @@ def _for_template(call_id: str | None, function: FunctionCall, place: str) -> di
         raise InvalidRequest(
             f"`arguments` of a tool call must be a JSON text: {str(error)[:200]}.", param=f"{place}.arguments"
         ) from error
+    if is_deeper(arguments, MAX_ARGUMENTS_DEPTH):
+        raise InvalidRequest(
+            f"`arguments` of a tool call is nested more than {MAX_ARGUMENTS_DEPTH} levels deep.", param=f"{place}.arguments"
+        )
     return {"id": call_id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
 
 
