@@ -24,8 +24,8 @@ def _texts_or_lists(value: Any) -> int | None:
     return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else None
 
 
-def _structs(value: Any) -> int | None:
-    return len(value) if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct) else None
+def _items_of_conversation(value: Any) -> int | None:
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct | dict) else None
 
 
 def _longest_text(value: Any) -> int | None:
@@ -58,7 +58,7 @@ RULES = (
     _Rule("prompt", "prompt_tokens", _longest_ids, "token ids"),
     _Rule("suffix", "text_characters", _longest_text, "characters"),
     _Rule("input", "inputs", _texts_or_lists, "inputs"),
-    _Rule("input", "messages", _structs, "items"),
+    _Rule("input", "items", _items_of_conversation, "items"),
     _Rule("input", "text_characters", _longest_text, "characters"),
     _Rule("input", "prompt_tokens", _longest_ids, "token ids"),
     _Rule("state", "text_characters", _longest_text, "characters"),

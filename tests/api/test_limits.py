@@ -20,14 +20,16 @@ USER = {"role": "user", "content": "x"}
 QUESTION = {"type": "predicate", "instructions": "?"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SMALL = Limits(
-    n=2, prompts=3, inputs=3, messages=2, tools=1, questions=2, text_characters=10, prompt_tokens=8, request_tokens=60,
+    n=2, prompts=3, inputs=3, messages=2, items=2, tools=1, questions=2, text_characters=10, prompt_tokens=8, request_tokens=60,
     stop=2, stop_characters=3, stop_token_ids=2, logit_bias=2, template_variables=1,
 )  # fmt: skip
 COMPLETION, CHAT, DECISION = "/v1/completions", "/v1/chat/completions", "/v1/decisions"
+RESPONSE = "/v1/responses"
 NEEDED: dict[str, dict[str, Any]] = {
     COMPLETION: {"prompt": "a", "max_tokens": 1},
     CHAT: {"messages": [USER], "max_tokens": 1},
     DECISION: {"input": "x", "questions": [QUESTION]},
+    RESPONSE: {"input": "x", "max_output_tokens": 1},
     "/v1/systemone": {"state": "x", "questions": {"q": {"type": "noul"}}},
     "/v1/embeddings": {"input": "x"},
     "/tokenize": {"prompt": "x"},
@@ -55,6 +57,9 @@ CASES: list[tuple[str, str, Any, Any]] = [
     (CHAT, "chat_template_kwargs", {"a": 1, "b": 1}, None),
     (DECISION, "questions", [QUESTION] * 3, None),
     (DECISION, "input", [USER] * 3, None),
+    (RESPONSE, "input", [USER] * 3, [USER] * 2),
+    (RESPONSE, "input", "x" * 11, "x" * 10),
+    (RESPONSE, "tools", [{"type": "function", "name": "f"}] * 2, None),
     (DECISION, "input", "x" * 11, None),
     ("/v1/systemone", "questions", {name: {"type": "noul"} for name in "abc"}, None),
     ("/v1/systemone", "state", "x" * 11, None),

@@ -13,8 +13,6 @@ from msgspec import Meta
 from app.api.schemas.common import convert_object
 from app.errors import InvalidRequest, UnsupportedParameter
 
-MAX_ITEMS = 4096
-
 # An item as it is kept: an object with `type`, `id`, `status` and what else the specification asks for.
 Item = dict[str, Any]
 Find = Callable[[str], Item | None]

@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Meta
 
 from app.api.schemas.common import SamplingFields, convert_object
-from app.api.schemas.response_items import MAX_ITEMS
 from app.api.schemas.tiers import ServiceTier, tier_priority
 from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, OfferedTools, chosen_tools
 from app.errors import InvalidRequest, UnsupportedParameter
@@ -61,8 +60,8 @@ _MetadataKey = Annotated[str, Meta(max_length=64)]
 _MetadataValue = Annotated[str, Meta(max_length=512)]
 Metadata = Annotated[dict[_MetadataKey, _MetadataValue], Meta(max_length=16)]
 _Summary = Literal["auto", "concise", "detailed"]
-_Input = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS)]
-_Tools = Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)]
+_Input = str | list[dict[str, Any]]
+_Tools = list[dict[str, Any]]
 _ShortText = Annotated[str, Meta(max_length=512)]
 
 
