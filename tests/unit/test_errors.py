@@ -5,7 +5,7 @@ import re
 import pytest
 
 import app.errors
-from app.errors import ConfigError, ContextLengthExceeded, ModelNotFound, RequestError, TfoaiError
+from app.errors import ConfigError, ContextLengthExceeded, ModelNotFound, RequestError, RequestTooLarge, TfoaiError
 
 
 def tree() -> list[type[Exception]]:
@@ -29,6 +29,8 @@ def test_the_drawing_shows_every_class_with_its_status() -> None:
 def test_bodies_have_all_four_keys(kind: type[RequestError]) -> None:
     if kind is ModelNotFound:
         error = kind("x")
+    elif kind is RequestTooLarge:
+        error = kind(10, None)
     elif kind is ContextLengthExceeded:
         error = kind(10, 8, 4, what="prompt", param="prompt")
     else:
