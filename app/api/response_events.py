@@ -96,9 +96,11 @@ class OutputBuilder:
     def _logprobs(self, text: str) -> list[dict[str, Any]]:
         """Return the tokens of a piece of text. What came before it belongs to markers that are no part of the text."""
         tokens, self._tokens = self._tokens, []
-        spare = sum(len(token.data) for token in tokens) - len(text.encode())
-        while text and tokens and spare >= len(tokens[0].data) > 0:
-            spare -= len(tokens.pop(0).data)
+        data, wanted = b"".join(token.data for token in tokens), text.encode()
+        # Behind it there is at most the token that ends the answer, whose text is not given out either.
+        before = len(data) - len(wanted) if data.endswith(wanted) else max(0, data.find(wanted))
+        while wanted and tokens and before >= len(tokens[0].data) > 0:
+            before -= len(tokens.pop(0).data)
         return [_logprob(token) | {"top_logprobs": [_logprob(top) for top in token.top]} for token in tokens]
 
     def _begin(self, kind: str) -> list[Event]:

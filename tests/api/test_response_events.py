@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,3 +158,27 @@ class TestLogprobs:
         builder.feed([CallArguments(0, "{}"), CallEnd(0)], [token("{}")])
         builder.finish(is_cut=False)
         assert [entry["token"] for entry in builder.output[1]["content"][0]["logprobs"]] == ["yes"]
+
+
+class TestTokensOfAStep:
+    """Which tokens belong to a text does not depend on how many come with it in one step."""
+
+    @staticmethod
+    def tokens(*pieces: bytes) -> list[TokenText]:
+        return [TokenText(index, piece.decode(errors="replace"), piece, -0.5, 0) for index, piece in enumerate(pieces)]
+
+    @pytest.mark.parametrize(
+        ("pieces", "kept"),
+        [
+            ((b"a", b"\xf0\x9f", b"\x99\x82", b"</s>"), 4),
+            ((b"a", b"\xf0\x9f", b"\x99\x82"), 3),
+            ((b"</think>", b"\n", b"a", b"\xf0\x9f\x99\x82"), 2),
+            ((b"</think>", b"a", b"\xf0\x9f\x99\x82", b"</s>"), 3),
+        ],
+    )
+    def test_markers_before_it_do_not_count(self, pieces: tuple[bytes, ...], kept: int) -> None:
+        builder = OutputBuilder()
+        builder.feed([Content("a🙂")], self.tokens(*pieces))
+        builder.finish(is_cut=False)
+        found = builder.output[0]["content"][0]["logprobs"]
+        assert [bytes(entry["bytes"]) for entry in found] == list(pieces[-kept:])
