@@ -20,10 +20,19 @@ from tests.support.process import serving
 from tests.support.tiny import byte_tokenizer, save_tiny
 
 # What tfoai has routes for, below tests/api_resources.
-FILES = ("chat", "test_completions.py", "test_embeddings.py", "test_models.py")
+FILES = (
+    "chat",
+    "responses",
+    "test_completions.py",
+    "test_decisions.py",
+    "test_embeddings.py",
+    "test_models.py",
+    "test_responses.py",
+)
 
 _ANY = r"(method|raw_response|streaming_response)_"
 _NOT_FOUND, _NOT_ALLOWED, _TYPES = "Error code: 404", "Error code: 405", "APIResponseValidationError"
+_RESPONSES = r"api_resources/test_responses::Test(Async)?Responses::test_"
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,51 @@ CAN_NOT_PASS = (
         rf"api_resources/test_embeddings::Test(Async)?Embeddings::test_{_ANY}create\[(strict|aiohttp)\]",
         _TYPES,
         "the client asks for base64 by itself, and then its strict types want numbers",
+    ),
+    Listed(
+        rf"{_RESPONSES}{_ANY}create_overload_[12]\[.*\]",
+        "Missing required parameter: 'model'",
+        "a response to nothing, from no model: OpenAI too needs a hosted prompt or conversation for that",
+    ),
+    Listed(
+        rf"{_RESPONSES}method_create_with_all_params_overload_[12]\[.*\]",
+        "`prompt` is not supported",
+        "asks for a prompt template that OpenAI keeps, and for one of its conversations",
+    ),
+    Listed(
+        rf"{_RESPONSES}{_ANY}(retrieve_overload_1|delete|cancel)\[.*\]",
+        _NOT_FOUND,
+        "the response of that id is only in the mock; ours are stored by tests/api/test_responses_client.py",
+    ),
+    Listed(
+        rf"{_RESPONSES}{_ANY}retrieve_(with_all_params_overload_1|(with_all_params_)?overload_2)\[.*\]",
+        "a stored response is not sent in events",
+        "OpenAI sends the events of responses that are made in the background, which it hosts",
+    ),
+    Listed(
+        rf"{_RESPONSES}{_ANY}compact(_with_all_params)?\[.*\]",
+        _NOT_ALLOWED,
+        "compaction is a text that only OpenAI's own models can read",
+    ),
+    Listed(
+        rf"responses/test_input_items::Test(Async)?InputItems::test_{_ANY}list\[.*\]",
+        _NOT_FOUND,
+        "the items of a response that is only in the mock",
+    ),
+    Listed(
+        rf"responses/test_input_items::Test(Async)?InputItems::test_{_ANY}list_with_all_params\[.*\]",
+        "is not supported here",
+        "asks for the results of a hosted file search",
+    ),
+    Listed(
+        rf"responses/test_input_tokens::Test(Async)?InputTokens::test_{_ANY}count\[.*\]",
+        "Missing required parameter: 'model'",
+        "the tokens of nothing, for no model",
+    ),
+    Listed(
+        rf"responses/test_input_tokens::Test(Async)?InputTokens::test_{_ANY}count_with_all_params\[.*\]",
+        "Previous response with id 'resp_123' not found",
+        "continues a response that is only in the mock",
     ),
 )
 

@@ -46,6 +46,7 @@ CASES: dict[str, Values] = {
         "extraInitContainers": [{"name": "wait", "image": "wait:1"}], "extraContainers": [{"name": "side", "image": "side:1"}],
         "extraObjects": ["apiVersion: v1\nkind: Secret\nmetadata:\n  name: {{ .Release.Name }}-mine\n"],
         "resources": {"limits": {"cpu": 4, "memory": "8Gi", "example.com/fpga": "1"}, "claims": [{"name": "mine"}]},
+        "lifecycle": {"preStop": {"httpGet": {"path": "/livez", "port": "http"}}},
         "gpu": {"tolerations": []}, "download": {"enabled": True, "models": [{"name": "a/b", "revision": "v1"}]},
     },
     **{

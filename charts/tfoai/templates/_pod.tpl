@@ -180,6 +180,10 @@ spec:
           path: /livez
           port: {{ include "tfoai.adminPort" . }}
         {{- toYaml .Values.probes.liveness | nindent 8 }}
+      {{- with .Values.lifecycle }}
+      lifecycle:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       resources:
         {{- $resources := omit (deepCopy .Values.resources) "limits" "claims" }}
         {{- $limits := deepCopy (default dict .Values.resources.limits) }}
