@@ -36,6 +36,12 @@ class Part:
             for position in range(self.num_computed, self.length)
         ]
 
+    def fresh_block(self, block_size: int) -> int | None:
+        """Return the block that the new tokens begin and do not fill; None if there is none."""
+        last = (self.length - 1) // block_size
+        is_fresh = self.length % block_size and self.num_computed <= last * block_size
+        return self.block_table[last] if is_fresh else None
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
@@ -90,6 +96,14 @@ class KVMemory:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, (keys, values) in like.layers.items() if like else ():
             self.layers[layer] = self._zeros(keys[0, 0]), self._zeros(values[0, 0])
+
+    @classmethod
+    def of(cls, layers: dict[int, tuple[Tensor, Tensor]]) -> "KVMemory":
+        """Return a memory whose layers are there already."""
+        keys, _ = next(iter(layers.values()))
+        memory = cls(keys.shape[0], keys.shape[1])
+        memory.layers = layers
+        return memory
 
     def write(self, layer: int, batch: PagedBatch, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store `key` and `value` [tokens, heads, head size] where the batch says; return the layer's whole memory."""

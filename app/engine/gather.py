@@ -24,15 +24,10 @@ class _Decode:
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, block_size: int, dtype: torch.dtype) -> Tensor:
-        """Return [sequences, 1, 1, width x block size], 0 for what is seen, else -inf; made once per forward and window."""
+        """Return the bias of `decode_bias`; made once per forward and window."""
         if window not in self.masks:
             position = torch.arange(self.width * block_size, device=self.lengths.device)
-            last = self.lengths.unsqueeze(-1) - 1
-            hidden = position > last
-            if window is not None:
-                hidden |= position <= last - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self.masks[window] = mask[:, None, None, :]
+            self.masks[window] = decode_bias(position, self.lengths, window, dtype)
         return self.masks[window]
 
 
@@ -115,8 +110,9 @@ class GatheredBatch:
         for part in parts:
             blocks = part.block_table[: -(-part.length // block_size)]
             slots += part.slots(block_size)
-            if part.length % block_size and part.num_computed <= (len(blocks) - 1) * block_size:
-                fresh.append(blocks[-1])
+            fresh_block = part.fresh_block(block_size)
+            if fresh_block is not None:
+                fresh.append(fresh_block)
             if part.num_new == 1:
                 groups.setdefault((len(blocks) - 1).bit_length(), []).append((row, part))
             else:
@@ -152,20 +148,14 @@ class GatheredBatch:
         )
 
     def _attend_decode(self, decode: _Decode, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
-        num_seqs, num_heads, size = query.shape
-        num_kv_heads = keys.shape[2]
-        # Query heads that share a KV head become its query positions: nothing has to be repeated.
-        grouped = query.reshape(num_seqs, num_kv_heads, num_heads // num_kv_heads, size)
-        mask = decode.mask(options.sliding_window, self._block_size, query.dtype)
-        attended = _attend(
-            grouped,
+        num_seqs = query.shape[0]
+        return attend_decode(
+            query,
             self._scratch.gather("keys", keys, decode.blocks, num_seqs),
             self._scratch.gather("values", values, decode.blocks, num_seqs),
-            mask,
+            decode.mask(options.sliding_window, self._block_size, query.dtype),
             options,
-            None if options.sinks is None else options.sinks.reshape(1, num_kv_heads, -1, 1),
         )
-        return attended.reshape(num_seqs, num_heads, -1)
 
     def _attend_prefill(
         self, prefill: _Prefill, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions
@@ -187,6 +177,32 @@ class GatheredBatch:
             sinks = None if options.sinks is None else options.sinks.reshape(1, -1, 1, 1)
             attended = _attend(new, key, value, bias, options, sinks)
         return attended[0].transpose(0, 1)
+
+
+def decode_bias(position: Tensor, lengths: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return [sequences, 1, 1, positions], 0 for what the last token of `lengths` [sequences] sees, else -inf.
+
+    `position` [positions] counts from 0 to the longest context, padding included.
+    """
+    last = lengths.unsqueeze(-1) - 1
+    hidden = position > last
+    if window is not None:
+        hidden = hidden | (position <= last - window)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+    return bias[:, None, None, :]
+
+
+def attend_decode(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, options: AttentionOptions) -> Tensor:
+    """Attend from one token of each sequence, `query` [sequences, heads, size].
+
+    `key` and `value` are [sequences, KV heads, tokens, size]. Return [sequences, heads, size of a value].
+    """
+    num_seqs, num_heads, size = query.shape
+    num_kv_heads = key.shape[1]
+    # Query heads that share a KV head become its query positions: nothing has to be repeated.
+    grouped = query.reshape(num_seqs, num_kv_heads, num_heads // num_kv_heads, size)
+    sinks = None if options.sinks is None else options.sinks.reshape(1, num_kv_heads, -1, 1)
+    return _attend(grouped, key, value, bias, options, sinks).reshape(num_seqs, num_heads, -1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, options: AttentionOptions, sinks: Tensor | None) -> Tensor:

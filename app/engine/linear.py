@@ -10,12 +10,16 @@ Which one is fastest is measured on the machine, when a model is loaded (figures
 those that torch's own compiler emits for frozen weights; in a build of torch without them the others compete.
 """
 
+import functools
 import time
+import warnings
 from collections.abc import Callable
 from types import MethodType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from app.engine.memory import free_memory
 
@@ -26,6 +30,7 @@ GAIN = 1.1
 _REPEATS = 5
 # Packed weights are a copy: no more than this share of the free memory may go into them.
 _PACKED_SHARE = 0.25
+_PACKED = "packed_weight"
 # Measured on this many bytes of weights at most: more than a cache holds, so that memory is what counts.
 _SAMPLE_BYTES = 256 * 2**20
 
@@ -60,16 +65,32 @@ def quicken(model: nn.Module) -> str:
             {key: prepared("onednn", weight, packs) for key, weight in weights.items()} if "onednn" in (single, many) else {}
         )
         for layer in layers:
-            key = id(layer.weight)
-            ways = [(PRODUCTS[name], packed[key] if name == "onednn" else weights[key]) for name in (single, many)]
+            if packed:
+                # A buffer, so that a recorded step finds it as a part of the model (recorded.py).
+                layer.register_buffer(_PACKED, packed[id(layer.weight)], persistent=False)
+            ways = [(PRODUCTS[name], _PACKED if name == "onednn" else "weight") for name in (single, many)]
             layer.forward = MethodType(_forward(*ways), layer)  # type: ignore[method-assign]
     return f"{single}, {many}"
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias`; the weight may be packed."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    way = _scripted() if is_tracing() else _linear_pointwise  # type: ignore[no-untyped-call]
+    return way(x, weight, bias)
+
+
+def _linear_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    nothing: list[int | float | complex | None] = []
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", nothing, "")
     return product
+
+
+@functools.cache
+def _scripted() -> Product:
+    """Return the product in a form that a trace can hold, which by itself knows nothing of lists of scalars, empty as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cast(Product, torch.jit.script(_linear_pointwise))
 
 
 def transposed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -132,11 +153,14 @@ def _sample(weights: list[Tensor]) -> list[Tensor]:
     return sample
 
 
-def _forward(single: tuple[Product, Tensor], many: tuple[Product, Tensor]) -> Callable[[nn.Linear, Tensor], Tensor]:
+def _forward(single: tuple[Product, str], many: tuple[Product, str]) -> Callable[[nn.Linear, Tensor], Tensor]:
+    """Return a forward that takes, for one row and for more, a product and the attribute that holds its weight."""
+
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype or x.numel() == 0:
             return nn.functional.linear(x, self.weight, self.bias)
         product, weight = single if x.numel() == x.shape[-1] else many
-        return product(x.reshape(-1, x.shape[-1]), weight, self.bias).view(*x.shape[:-1], self.weight.shape[0])
+        rows = product(x.reshape(-1, x.shape[-1]), getattr(self, weight), self.bias)
+        return rows.view(*x.shape[:-1], self.weight.shape[0])
 
     return forward

@@ -69,8 +69,8 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     vocab_size = embeddings.weight.shape[0]
     processors = ProcessorFactory(model, generation_config)
     processors.check(vocab_size, start_ids, f"{path}.GENERATE_CONFIG")
-    linear = quicken(model)
     threads = helpful_threads(model.get_memory_footprint()) if model.device.type == "cpu" else None
+    linear = quicken(model)
     compile_seconds = compile_model(model, path) if settings.compile else None
     runner, ledger = _runner(model, generation_config, settings, context_length, name)
     if ledger is not None:
@@ -145,7 +145,7 @@ def _runner(
         ),
     )
     runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
-    runner.capture_graphs(settings.max_num_seqs, context_length)
+    runner.record_decode_steps(settings.max_num_seqs, context_length)
     return runner, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from app.engine import attention
 from app.engine.attention import Attention, KVMemory, PagedBatch, Part
 from app.engine.graphs import CudaRecorder, DecodeGraphs
+from app.engine.recorded import RecordedSteps
 from app.engine.runner import ForwardOutput
 from app.engine.scheduler import ScheduledSequence
 from app.engine.varlen import VarlenAttention
@@ -61,7 +62,7 @@ class PagedRunner:
         self.num_blocks = num_blocks
         # One more than the ledger knows of: padding of CUDA graphs is written there.
         self.memory = KVMemory(num_blocks + 1, way.block_size, like)
-        self._graphs: DecodeGraphs | None = None
+        self._recorded: DecodeGraphs | RecordedSteps | None = None
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:
             raise UnsuitableModelError("it takes no attention function")
@@ -83,8 +84,8 @@ class PagedRunner:
             input_ids += seq.token_ids[start:end]
             positions += range(start, end)
         parts = [Part(s.seq.block_table, s.seq.num_computed_tokens, s.num_new_tokens) for s in batch]
-        if self._graphs is not None and len(wanted) == len(parts) and self._graphs.takes(parts):
-            return ForwardOutput(self._graphs.run(input_ids, parts))
+        if self._recorded is not None and len(wanted) == len(parts) and self._recorded.takes(parts):
+            return _sorted_out(batch, self._recorded.run(input_ids, parts), prompt_rows)
         device = self._model.device
         logits = self._logits(
             torch.tensor([input_ids], device=device),
@@ -98,22 +99,28 @@ class PagedRunner:
         """Nothing is kept per sequence."""
 
     @torch.inference_mode()
-    def capture_graphs(self, max_num_seqs: int, max_length: int) -> None:
-        """Make CUDA graphs for decode steps of up to so many sequences and tokens; without them if the model refuses."""
-        if not isinstance(self.attention, VarlenAttention) or len({p.device for p in self._model.parameters()}) > 1:
-            return
+    def record_decode_steps(self, max_num_seqs: int, max_length: int) -> None:
+        """Make CUDA graphs for decode steps of up to so many sequences and tokens, or on a CPU recorded steps for any number.
+
+        Without them if the model refuses.
+        """
+        devices = {parameter.device for parameter in self._model.parameters()}
         try:
-            self._graphs = DecodeGraphs(
-                self._logits,
-                CudaRecorder(self._model.device),
-                max_num_seqs=max_num_seqs,
-                max_blocks=min(self.num_blocks, -(-max_length // self.attention.block_size)),
-                block_size=self.attention.block_size,
-                spare_block=self.num_blocks,
-            )
-        except Exception as error:  # whatever modelling code does that a graph can not hold
-            logger.warning("graphs.refused", extra={"error": f"{type(error).__name__}: {error}"})
-            torch.cuda.synchronize(self._model.device)
+            if devices == {torch.device("cpu")} and self._model._compiled_call_impl is None:
+                self._recorded = RecordedSteps(self._model, self.memory, self.attention)
+            elif isinstance(self.attention, VarlenAttention) and len(devices) == 1:
+                self._recorded = DecodeGraphs(
+                    self._logits,
+                    CudaRecorder(self._model.device),
+                    max_num_seqs=max_num_seqs,
+                    max_blocks=min(self.num_blocks, -(-max_length // self.attention.block_size)),
+                    block_size=self.attention.block_size,
+                    spare_block=self.num_blocks,
+                )
+        except Exception as error:  # whatever modelling code does that a recording can not hold
+            logger.warning("steps.not_recorded", extra={"error": f"{type(error).__name__}: {error}"})
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
 
     def _logits(self, input_ids: Tensor, positions: Tensor, batch: PagedBatch, wanted: Tensor | int = 0) -> Tensor:
         """Return the logits of the `wanted` rows [rows], or of all of them (0, as transformers has it)."""

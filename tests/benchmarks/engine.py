@@ -44,6 +44,7 @@ class Engine:
             max_num_seqs=max_num_seqs, max_num_batched_tokens=2_048, chunked_prefill=True, ledger=self.ledger
         )
         runner = PagedRunner(model, verified.attention, NUM_BLOCKS, verified.memory)
+        runner.record_decode_steps(max_num_seqs, 4_096)
         self.stepper = Stepper(runner, BatchSampler(), self.scheduler)
         self._count = 0
 

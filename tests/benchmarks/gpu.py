@@ -90,7 +90,7 @@ class Engine:
             ),
         )
         self.runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
-        self.runner.capture_graphs(batch, length)
+        self.runner.record_decode_steps(batch, length)
         self.scheduler = Scheduler(
             max_num_seqs=batch,
             max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
@@ -191,7 +191,7 @@ def measure(shape: str, batches: list[int], rounds: int, device: torch.device, p
         ours = [engine.run(prompts(batch, prompt, vocab_size, 10 + number), output) for number in range(rounds)]
         step = statistics.median(seconds for round_ in ours for seconds in round_.decode_steps)
         floor = step_bytes(model, engine.runner, batch, prompt + output / 2) / speed
-        graphs = engine.runner._graphs is not None
+        graphs = engine.runner._recorded is not None
         del engine
         model.set_attn_implementation(model_way)
         share = greedy_share(model, prompts(batch, prompt, vocab_size, 10), ours[0].token_ids)

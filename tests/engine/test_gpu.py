@@ -71,8 +71,8 @@ async def test_greedy_in_half_precision_is_what_plain_forwards_find_best(kind: s
     verified = verify(model)
     assert verified.attention.name == ("varlen" if kind in FLASH else "gather")
     runner = PagedRunner(model, verified.attention, 64, verified.memory)
-    runner.capture_graphs(8, 512)
-    assert (runner._graphs is not None) == (kind in FLASH)
+    runner.record_decode_steps(8, 512)
+    assert (runner._recorded is not None) == (kind in FLASH)
     answers = await generate(runner, prompts(12), 40, 64)
     model.set_attn_implementation(before)
     assert greedy_share(model, prompts(12), answers) == 1.0
@@ -97,9 +97,9 @@ async def test_graphs_and_plain_steps_give_the_same_tokens() -> None:
     model = on_gpu("qwen3", torch.bfloat16)
     verified = verify(model)
     with_graphs = PagedRunner(model, verified.attention, 64, verified.memory)
-    with_graphs.capture_graphs(8, 512)
+    with_graphs.record_decode_steps(8, 512)
     plain = PagedRunner(model, verified.attention, 64, verified.memory)
-    assert with_graphs._graphs is not None
+    assert with_graphs._recorded is not None
     assert await generate(with_graphs, prompts(8), 60, 64) == await generate(plain, prompts(8), 60, 64)
 
 
@@ -109,7 +109,7 @@ async def test_preemption_with_little_memory() -> None:
     verified = verify(model)
     blocks = max(8, 2 * 512 // verified.attention.block_size)
     runner = PagedRunner(model, verified.attention, blocks, verified.memory)
-    runner.capture_graphs(8, 512)
+    runner.record_decode_steps(8, 512)
     answers = await generate(runner, prompts(8), 120, blocks)
     model.set_attn_implementation(before)
     assert greedy_share(model, prompts(8), answers) == 1.0

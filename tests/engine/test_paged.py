@@ -60,9 +60,9 @@ class Served:
         self.scheduler = Scheduler(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, chunked_prefill=True, ledger=self.ledger
         )
-        self.engine = EngineThread(
-            PagedRunner(model, verified.attention, num_blocks, verified.memory), BatchSampler(), self.scheduler
-        )
+        self.runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
+        self.runner.record_decode_steps(max_num_seqs, 512)
+        self.engine = EngineThread(self.runner, BatchSampler(), self.scheduler)
 
     async def run(self, prompt: tuple[int, ...], *, salt: str = "", **params: Any) -> StepOutput:
         wanted = {"max_tokens": MAX_TOKENS, "stop_token_ids": frozenset({EOS}), **params}
