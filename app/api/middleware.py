@@ -102,6 +102,7 @@ class RequestMiddleware:
             }
             if generation.finish_reason is None:
                 metrics.disconnects.labels(generation.model.name).inc()
+                fields["disconnected"] = True
         elif isinstance(generation, Generation) and generation.candidates:
             usage = generation.usage()
             first = generation.time_to_first_token
@@ -116,6 +117,7 @@ class RequestMiddleware:
             reasons = {one.finish_reason for one in generation.candidates}
             if status in (200, 499) and None in reasons and not reasons & {FinishReason.ERROR, FinishReason.ABORT}:
                 metrics.disconnects.labels(generation.model.name).inc()
+                fields["disconnected"] = True
         # Probes and scrapes come every few seconds and say nothing new.
         is_routine = scope["path"] in PUBLIC_PATHS or (scope["path"] == "/metrics" and status == 200)
         logger.log(logging.DEBUG if is_routine else logging.INFO, "request.finished", extra=fields)

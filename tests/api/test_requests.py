@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import socket
 import sys
 import threading
@@ -232,7 +233,9 @@ def test_a_refused_request_leaves_no_coroutine(
     assert warnings == []
 
 
-def test_it_is_counted(endless: LiveServer) -> None:
+def test_it_is_counted_and_logged(endless: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tfoai.access")
+    assert endless.http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 1}).status_code == 200
     with Leaving(endless, *completion(max_tokens=ENDLESS)):
         eventually(lambda: endless.snapshot.num_running == 1)
     with Leaving(endless, *chat(stream=True)) as client:
@@ -245,3 +248,5 @@ def test_it_is_counted(endless: LiveServer) -> None:
     eventually(lambda: f'tfoai_client_disconnects_total{{model="{MODEL}"}} 2.0' in text())
     assert f'tfoai_requests_total{{finish_reason="abort",model="{MODEL}",operation="text_completion"}} 1.0' in text()
     assert f'tfoai_requests_total{{finish_reason="abort",model="{MODEL}",operation="chat"}} 1.0' in text()
+    lines = [vars(record) for record in caplog.records if record.name == "tfoai.access"]
+    assert [line.get("disconnected") for line in lines if "completion_tokens" in line] == [None, True, True]

@@ -91,8 +91,10 @@ class Cluster:
 
     def api(self) -> tuple[str, dict[str, str]]:
         """Return the address of the API and the headers that get there, through the ingress where there is one."""
-        if self.ingress:
-            return self.ingress, {"Host": HOST}
+        return (self.ingress, {"Host": HOST}) if self.ingress else self.service()
+
+    def service(self) -> tuple[str, dict[str, str]]:
+        """Return the same for the Service itself, with nothing in between but the node's packet rules."""
         (service,) = self.get("services", f"--selector=app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=server")
         return f"http://{service['spec']['clusterIP']}", {}
 

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import helm_python as helm
@@ -17,6 +17,7 @@ import yaml
 
 from tests.cluster.conftest import NAMESPACE, RELEASE, TOKENS, Cluster, wait_until
 from tests.cluster.load import Load
+from tests.cluster.pod_logs import PodLogs
 from tests.support.chart import render
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -166,35 +167,49 @@ def test_an_upgrade_that_never_gets_ready_is_rolled_back(release: Cluster) -> No
     wait_until("there are two pods again", lambda: len([p for p in release.pods() if _is_ready(p)]) == 2, 120)
 
 
-def test_nothing_fails_while_everything_changes(release: Cluster) -> None:
-    """20 requests a second, half of them streams, while pods roll, tokens change, models change, and pods roll back."""
+@pytest.mark.parametrize("way", ["service", "ingress"])
+def test_nothing_fails_while_everything_changes(release: Cluster, tmp_path: Path, way: str) -> None:
+    """20 requests a second, half of them streams, while pods roll, tokens change, models change, and pods roll back.
+
+    Straight at the Service nothing may fail. A proxy in between may have failures of its own: a stream that it gave up, while
+    the server, as its log says, was still sending. Traefik has a race that does this to about one in two thousand short streams
+    on a machine without a free core (traefik/traefik issue 11767): up to 3 are borne, and shown.
+    """
+    if way == "ingress" and not release.ingress:
+        pytest.skip("no TEST_INGRESS")
     seconds = float(os.environ.get("TEST_LOAD_SECONDS", "120"))
-    url, headers = release.api()
+    url, headers = release.api() if way == "ingress" else release.service()
     revision = _revision(release)
     started = time.monotonic()
-    with Load(url, headers, TOKENS["alice"]) as load:
-        time.sleep(3)
-        release.upgrade(release.values(replicas=2, podAnnotations={"rolled": "once"}))
-        rolled = time.monotonic() - started
-        both = release.values(replicas=2, podAnnotations={"rolled": "once"})
-        both["auth"] = {"tokens": {**TOKENS, "carol": "sk-carol-0123456789"}}
-        both["config"] = {**both["config"], "MAX_QUEUE": 200}
-        release.upgrade(both)
-        carol = "sk-carol-0123456789"
-        wait_until("carol is let in everywhere", lambda: {status(release, carol) for _ in range(8)} == {200}, 150)
-        load.token = carol
-        changed = time.monotonic() - started
-        load.token = TOKENS["alice"]
-        release.rollback(revision)  # carol goes, and so do the pods
-        back = time.monotonic() - started
-        time.sleep(max(0.0, seconds - back))
+    with PodLogs(release, tmp_path) as logs:
+        with Load(url, headers, TOKENS["alice"]) as load:
+            time.sleep(3)
+            once = {"rolled": f"for {way}"}
+            release.upgrade(release.values(replicas=2, podAnnotations=once))
+            rolled = time.monotonic() - started
+            both = release.values(replicas=2, podAnnotations=once)
+            both["auth"] = {"tokens": {**TOKENS, "carol": "sk-carol-0123456789"}}
+            both["config"] = {**both["config"], "MAX_QUEUE": 200}
+            release.upgrade(both)
+            carol = "sk-carol-0123456789"
+            wait_until("carol is let in everywhere", lambda: {status(release, carol) for _ in range(8)} == {200}, 150)
+            load.token = carol
+            changed = time.monotonic() - started
+            load.token = TOKENS["alice"]
+            release.rollback(revision)  # carol goes, and so do the pods
+            back = time.monotonic() - started
+            time.sleep(max(0.0, seconds - back))
+        time.sleep(1)  # for the last lines of the logs
+        left = {failure: [line.get("disconnected") for line in logs.finished(failure.request_id)] for failure in load.failures}
     print(
         f"\n{load.done} requests, {load.streams} streams, {len(load.failures)} failures, slowest {load.slowest:.1f} s; "
         f"rolled by {rolled:.0f} s, tokens and config changed by {changed:.0f} s, rolled back by {back:.0f} s"
     )
-    print(*Counter(failure.partition(" ")[2] for failure in load.failures).items(), sep="\n")
-    assert load.failures[:20] == []
+    print(*(f"{failure}; disconnected: {said}" for failure, said in left.items()), sep="\n")
     assert load.done >= 0.9 * load.per_second * seconds
+    given_up = [failure for failure, said in left.items() if way == "ingress" and failure.is_cut and said == [True]]
+    assert [failure for failure in load.failures if failure not in given_up][:20] == []
+    assert len(given_up) <= 3
 
 
 def _revision(cluster: Cluster) -> int:
