@@ -58,17 +58,18 @@ class AttentionOptions:
 
 
 class PagedBatch(Protocol):
-    """Where the tokens of one forward go and what they see.
+    """Where the tokens of one forward go and what they see. It alone knows the order of numbers within a block."""
 
-    `write_slots` [tokens]: the place in KV memory of each new token; slot = block x block size + offset. `fresh_blocks`: the
-    blocks to empty before, because what is left of an earlier sequence in them (NaN, say) would be read; None for none.
-    """
+    def block_shape(self, heads: int, size: int) -> tuple[int, int, int]:
+        """Return the shape of a block of a layer that has so many KV heads of that size."""
+        ...
 
-    write_slots: Tensor
-    fresh_blocks: Tensor | None
+    def write(self, memory: Tensor, new: Tensor) -> None:
+        """Store `new` [tokens, KV heads, size] in a layer's `memory` [blocks, *block shape]."""
+        ...
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
-        """Attend from `query` [tokens, heads, size] over a layer's memory [blocks, block size, KV heads, size].
+        """Attend from `query` [tokens, heads, size] over a layer's memory [blocks, *block shape].
 
         Return [tokens, heads, size of a value].
         """
@@ -85,43 +86,43 @@ class Attention(Protocol):
 
 
 class KVMemory:
-    """Keys and values of every layer, [blocks, block size, heads, head size] each; layers may differ.
+    """Keys and values of every layer, `num_blocks` blocks each; layers may differ.
 
     A layer's memory is made when it first writes; `like` another memory, whose layers are known, all of it is made at once.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, like: "KVMemory | None" = None) -> None:
+    def __init__(self, num_blocks: int, like: "KVMemory | None" = None) -> None:
         self.num_blocks = num_blocks
-        self.block_size = block_size
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, (keys, values) in like.layers.items() if like else ():
-            self.layers[layer] = self._zeros(keys[0, 0]), self._zeros(values[0, 0])
+            self.layers[layer] = self._zeros(keys, keys.shape[1:]), self._zeros(values, values.shape[1:])
 
     @classmethod
     def of(cls, layers: dict[int, tuple[Tensor, Tensor]]) -> "KVMemory":
         """Return a memory whose layers are there already."""
         keys, _ = next(iter(layers.values()))
-        memory = cls(keys.shape[0], keys.shape[1])
+        memory = cls(keys.shape[0])
         memory.layers = layers
         return memory
 
     def write(self, layer: int, batch: PagedBatch, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store `key` and `value` [tokens, heads, head size] where the batch says; return the layer's whole memory."""
         if layer not in self.layers:
-            self.layers[layer] = self._zeros(key[0]), self._zeros(value[0])
+            self.layers[layer] = (
+                self._zeros(key, batch.block_shape(*key.shape[1:])),
+                self._zeros(value, batch.block_shape(*value.shape[1:])),
+            )
         keys, values = self.layers[layer]
-        for memory, new in ((keys, key), (values, value)):
-            if batch.fresh_blocks is not None:
-                memory.index_fill_(0, batch.fresh_blocks, 0)
-            memory.flatten(0, 1).index_copy_(0, batch.write_slots, new)
+        batch.write(keys, key)
+        batch.write(values, value)
         return keys, values
 
     @property
     def bytes_per_block(self) -> int:
         return sum(tensor[0].nbytes for pair in self.layers.values() for tensor in pair)
 
-    def _zeros(self, token: Tensor) -> Tensor:
-        return token.new_zeros(self.num_blocks, self.block_size, *token.shape)
+    def _zeros(self, like: Tensor, block_shape: SequenceOf[int]) -> Tensor:
+        return like.new_zeros(self.num_blocks, *block_shape)
 
 
 class _Current(threading.local):

@@ -137,8 +137,9 @@ class DecodeGraphs:
                 self._starts[: size + 1],
                 rows[:, _LENGTH].contiguous(),
                 rows[:, _BLOCKS:].contiguous(),
-                1,
-                self._max_blocks * self._block_size,
+                max_new=1,
+                max_length=self._max_blocks * self._block_size,
+                block_size=self._block_size,
             )
             return self._forward(rows[:, _TOKEN].long().unsqueeze(0), rows[:, _POSITION].long().unsqueeze(0), batch)
 

@@ -61,7 +61,7 @@ class PagedRunner:
         self.attention = way
         self.num_blocks = num_blocks
         # One more than the ledger knows of: padding of CUDA graphs is written there.
-        self.memory = KVMemory(num_blocks + 1, way.block_size, like)
+        self.memory = KVMemory(num_blocks + 1, like)
         self._recorded: DecodeGraphs | RecordedSteps | None = None
         model.set_attn_implementation(attention.NAME)
         if model.config._attn_implementation != attention.NAME:

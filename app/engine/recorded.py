@@ -20,7 +20,7 @@ from torch.jit._trace import TracerWarning
 
 from app.engine import attention, linear
 from app.engine.attention import Attention, AttentionOptions, KVMemory, Part
-from app.engine.gather import attend_decode, decode_bias
+from app.engine.gather import HeadsFirst, Tables, attend_decode, decode_bias, gather
 
 logger = logging.getLogger("tfoai.engine")
 
@@ -33,6 +33,8 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, tor
 _ONE = ((17,), (1,), (5,), (70,))
 _MANY = ((17, 1, 30), (1, 16), (33, 2, 80, 17, 64), (20,) * 11)
 Step = Callable[..., Tensor]
+# What changes with each step beside ids and positions: the arguments of _Batch.
+_NUM_SIZES = 7
 # torch keeps what is being traced in places that all threads share.
 _one_at_a_time = threading.Lock()
 
@@ -41,37 +43,45 @@ class NotRecordableError(Exception):
     """The model's forward depends on its data in ways that no recording can hold; the text says how."""
 
 
-class _Batch:
+class _Batch(HeadsFirst):
     """A PagedBatch of one new token per sequence, whose sizes are all read from tensors, so that a recording holds for any.
 
     `tables` [sequences, blocks]; `lengths` [sequences]; `position` [blocks x block size] counts from 0; `rooms`: memory for
-    gathered keys and values, of at least sequences x blocks blocks each.
+    gathered keys and values; `heads`: the number of KV heads of each layer's memory, by its id.
     """
 
     def __init__(
-        self, slots: Tensor, fresh: Tensor, tables: Tensor, lengths: Tensor, position: Tensor, rooms: tuple[Tensor, Tensor]
+        self,
+        slots: Tensor,
+        fresh: Tensor,
+        tables: Tensor,
+        lengths: Tensor,
+        position: Tensor,
+        *rooms: Tensor,
+        block_size: int,
+        heads: dict[int, int],
     ) -> None:
-        self.write_slots = slots
-        self.fresh_blocks: Tensor | None = fresh
-        self._blocks = tables.flatten()
+        super().__init__(slots, fresh, block_size)
+        self._tables = Tables(tables)
         self._lengths = lengths
         self._position = position
         self._rooms = rooms
+        self._heads = heads
         self._biases: dict[int | None, Tensor] = {}
+
+    def num_heads(self, memory: Tensor) -> int:
+        """Return what a shape would say, which while recording is no number to look things up by."""
+        return self._heads[id(memory)]
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         window = options.sliding_window
         if window not in self._biases:
             self._biases[window] = decode_bias(self._position, self._lengths, window, query.dtype)
-        key, value = (self._gather(memory, room) for memory, room in zip((keys, values), self._rooms, strict=True))
+        key, value = (
+            gather(memory, self._tables.rows(self.num_heads(memory)), self._lengths.shape[0], room)
+            for memory, room in zip((keys, values), self._rooms, strict=True)
+        )
         return attend_decode(query, key, value, self._biases[window], options)
-
-    def _gather(self, memory: Tensor, room: Tensor) -> Tensor:
-        """Return the sequences' blocks of `memory` [blocks, block size, heads, size] as [sequences, heads, tokens, size]."""
-        flat = memory.flatten(1)
-        chosen = room[: self._blocks.shape[0] * flat.shape[1]].view(-1, flat.shape[1])
-        torch.index_select(flat, 0, self._blocks, out=chosen)
-        return chosen.view(self._lengths.shape[0], -1, *memory.shape[2:]).transpose(1, 2)
 
 
 class RecordedSteps:
@@ -87,7 +97,8 @@ class RecordedSteps:
         self._memory = self._tensors(memory)
         # Arguments too: what a recording keeps for itself, torch may compute with once and for all.
         self._weights = list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
-        self._block_size = memory.block_size
+        self._heads = [tensor.shape[1] for tensor in self._memory]
+        self._block_size = way.block_size
         self._numbers_per_block = max(tensor[0].numel() for tensor in self._memory)
         self._rooms = [self._memory[0].new_empty(0) for _ in range(2)]
         self._position = torch.arange(0)
@@ -134,10 +145,11 @@ class RecordedSteps:
 
     def _step(self, ids: Tensor, positions: Tensor, *rest: Tensor) -> Tensor:
         """Compute what is recorded; all that changes is an argument, in the order of `_inputs`."""
-        slots, fresh, tables, lengths, position, *rooms = rest[:7]
-        layers = iter(rest[7 : 7 + len(self._memory)])
+        tensors = rest[_NUM_SIZES : _NUM_SIZES + len(self._memory)]
+        heads = {id(tensor): number for tensor, number in zip(tensors, self._heads, strict=True)}
+        layers = iter(tensors)
         memory = KVMemory.of({layer: (next(layers), next(layers)) for layer in self._layers})
-        with attention.running(_Batch(slots, fresh, tables, lengths, position, (rooms[0], rooms[1])), memory):
+        with attention.running(_Batch(*rest[:_NUM_SIZES], block_size=self._block_size, heads=heads), memory):
             return self._logits(ids, positions)
 
     def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -147,7 +159,7 @@ class RecordedSteps:
     def _record(self, like: KVMemory, way: Attention, examples: SequenceOf[SequenceOf[int]]) -> Step:
         """Return the step that the first example (lengths of sequences) makes, if it is right for all of them."""
         size = self._block_size
-        memory = KVMemory(max(sum(-(-length // size) for length in lengths) for lengths in examples), size, like)
+        memory = KVMemory(max(sum(-(-length // size) for length in lengths) for lengths in examples), like)
         for tensor in self._tensors(memory):
             tensor.normal_()
         recorded: Step | None = None

@@ -18,18 +18,25 @@ _DTYPES = (torch.float16, torch.bfloat16)
 
 
 class VarlenBatch:
-    """A PagedBatch for the flash kernels. All tensors are on the device, int32 except `write_slots`.
+    """A PagedBatch for the flash kernels: blocks are [block size, KV heads, size], and nothing behind a sequence's end is read.
 
+    All tensors are on the device, int32 except `slots` [tokens], the place of each new token: block x block size + offset.
     `cu_seq_q` [sequences + 1]: where each sequence's new tokens begin; `lengths` [sequences]: its context, the new tokens
     included; `block_table` [sequences, blocks]; `max_new` and `max_length`: the largest numbers of them, on the host.
     """
 
-    fresh_blocks: Tensor | None = None  # the kernels read nothing behind a sequence's end
-
     def __init__(
-        self, write_slots: Tensor, cu_seq_q: Tensor, lengths: Tensor, block_table: Tensor, max_new: int, max_length: int
+        self,
+        slots: Tensor,
+        cu_seq_q: Tensor,
+        lengths: Tensor,
+        block_table: Tensor,
+        *,
+        max_new: int,
+        max_length: int,
+        block_size: int,
     ) -> None:
-        self.write_slots = write_slots
+        self._slots = slots
         self._cu_seq_q = cu_seq_q
         self._lengths = lengths
         # With a block table only its shape is looked at; the kernel takes the lengths from `seqused_k`.
@@ -37,6 +44,13 @@ class VarlenBatch:
         self._block_table = block_table
         self._max_new = max_new
         self._max_length = max_length
+        self._block_size = block_size
+
+    def block_shape(self, heads: int, size: int) -> tuple[int, int, int]:
+        return self._block_size, heads, size
+
+    def write(self, memory: Tensor, new: Tensor) -> None:
+        memory.flatten(0, 1).index_copy_(0, self._slots, new)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         if options.softcap is not None or options.sinks is not None:
@@ -83,8 +97,9 @@ class VarlenAttention:
             tensor(starts),
             tensor([part.length for part in parts]),
             tensor([part.block_table + [0] * (width - len(part.block_table)) for part in parts]),
-            max(part.num_new for part in parts),
-            max(part.length for part in parts),
+            max_new=max(part.num_new for part in parts),
+            max_length=max(part.length for part in parts),
+            block_size=self.block_size,
         )
 
 

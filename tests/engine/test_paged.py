@@ -110,8 +110,8 @@ def test_architectures_that_can_not_are_told_apart_and_left_unchanged(kind: str)
 def test_a_model_whose_logits_would_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from app.engine import gather
 
-    original = gather._attend
-    monkeypatch.setattr(gather, "_attend", lambda *args: original(*args) * 1.05)
+    original = gather.attend_decode
+    monkeypatch.setattr(gather, "attend_decode", lambda *args: original(*args) * 1.05)
     with pytest.raises(UnsuitableModelError, match="differ"):
         verify(tiny_model("llama"))
 

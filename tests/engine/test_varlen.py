@@ -177,5 +177,5 @@ def test_what_no_graph_can_do_is_not_taken() -> None:
 def test_memory_knows_what_a_block_costs() -> None:
     runner = PagedRunner(tiny_model("llama"), VarlenAttention(4), 40)
     runner.forward([ScheduledSequence(sequences((3,), 4)[0], 3)])
-    copy = KVMemory(2, 4, runner.memory)
+    copy = KVMemory(2, runner.memory)
     assert copy.bytes_per_block == runner.memory.bytes_per_block == 2 * 2 * 4 * 32 * 4
