@@ -176,4 +176,4 @@ def test_a_stream_passes_as_it_comes(container: Container, chart: Rendered, prox
         # A long prompt is the server's to refuse (it is longer than the model's context), not the proxy's.
         long = {"model": "tfoai-demo", "prompt": "port " * 300_000}
         answer = httpx.post(f"{url}/v1/completions", json=long, headers=HEADERS, timeout=60)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
