@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InvalidRequest, UnsupportedParameter
-from app.text.call_grammar import Marker, call_grammar
+from app.text.call_arguments import NotEnforceableError
+from app.text.call_grammar import Marker, Parts, call_grammar
 from app.text.constraint import Constraint
+from app.text.formats import ToolFormat
 from app.text.json_schema import constraining
 
 if TYPE_CHECKING:
@@ -46,22 +48,34 @@ def call_constraint(
     be enforced, or a strict schema.
     """
     format = chat.spelled_format
-    if format is None or format.spelling is None:
+    if format is None:
         raise UnsupportedParameter(
             f"This model can not honour `{param}`: its tool calls are written in a way that can not be enforced.", param=param
         )
-    schemas = {function.name: _schema(function) for function in functions}
-    lark = call_grammar(format, format.spelling, schemas, marker=marker, must_call=must_call, single=single)
+    parts = Parts(format, marker)
+    schemas = {function.name: _schema(function, format, parts) for function in functions}
+    lark = call_grammar(format, schemas, marker=marker, must_call=must_call, single=single)
     return Constraint("lark", lark, param, reasoning=chat.reasoning(prefix))
 
 
-def _schema(function: Function) -> dict[str, Any]:
+def _schema(function: Function, format: ToolFormat, parts: Parts) -> dict[str, Any]:
+    schema = {"type": "object", **function.schema}
     try:
-        if function.schema.get("type", "object") != "object":
+        if schema["type"] != "object":
             raise InvalidRequest(f"`{function.param}` must be the schema of an object.", param=function.param)
-        constraining(function.schema, function.param)
+        constraining(schema, function.param)
+        format.spelling.arguments.rules("arguments", schema, parts)
+    except NotEnforceableError as error:
+        if function.is_strict:
+            raise UnsupportedParameter(
+                f"The JSON schema keyword `{error.keyword}` at {error.place} can not be enforced in this model's tool calls,"
+                " whose arguments are not JSON.",
+                param=function.param,
+                code="unsupported_json_schema",
+            ) from error
+        return _ANY
     except (InvalidRequest, UnsupportedParameter):
         if function.is_strict:
             raise
         return _ANY
-    return {"type": "object", **function.schema}
+    return schema

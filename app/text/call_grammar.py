@@ -8,16 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from app.text.call_arguments import Rules, escaped
 from app.text.formats import Spelling, ToolFormat
 
 Marker = Callable[[str], str]
-# What means something in a regular expression, or ends it. Others must not be escaped: \\< is the end of a word.
-_SPECIAL = re.compile(r"([][\\.^$*+?{}()|/])")
 
 
 def call_grammar(
     format: ToolFormat,
-    spelling: Spelling,
     schemas: Mapping[str, Mapping[str, Any]],
     *,
     marker: Marker,
@@ -28,7 +26,7 @@ def call_grammar(
 
     `schemas` are those of their arguments by name. Reasoning before it is not part of it, but for harmony.
     """
-    parts = _Parts(format, marker)
+    parts, spelling, arguments = Parts(format, marker), format.spelling, Rules()
     opener = format.opens[0] if format.opens and not format.is_bare else ""
     before_first = (spelling.begin + spelling.before_name).removeprefix(opener)
     single = single or format.name == "harmony"  # whose calls end the answer
@@ -40,7 +38,8 @@ def call_grammar(
         rules.append(f"first_{index}: {parts.text(before_first + name + spelling.after_name)} {after}")
         if not single:
             rules.append(f"call_{index}: {parts.text(spelling.before_name + name + spelling.after_name)} {after}")
-        rules.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
+        arguments |= spelling.arguments.rules(f"arguments_{index}", schema, parts)
+    rules += [f"{name}: {definition}" for name, definition in arguments.items()]
     if format.name == "harmony":
         return "\n".join([*_harmony_start(parts, must_call), *rules])
     if must_call:
@@ -52,7 +51,7 @@ def _alternatives(rule: str, count: int) -> str:
     return f"{rule}: " + " | ".join(f"{rule}_{index}" for index in range(count))
 
 
-def _start(parts: "_Parts", format: ToolFormat, opener: str) -> Sequence[str]:
+def _start(parts: "Parts", format: ToolFormat, opener: str) -> Sequence[str]:
     """Text, or text and calls; what opens a call can not be written in any other way, so that none is half a call."""
     without = "".join(map(_without, format.opens))
     if format.is_bare:
@@ -60,10 +59,10 @@ def _start(parts: "_Parts", format: ToolFormat, opener: str) -> Sequence[str]:
     plain = f"PLAIN: /(?s:.+)/{without}"
     if parts.is_token(opener):
         return f"start: PLAIN? ({parts.text(opener)} calls)?", plain
-    return "start: PLAIN? | opened calls", f"opened[lazy]: /(?s:.*){_escaped(opener)}/", plain
+    return "start: PLAIN? | opened calls", f"opened[lazy]: /(?s:.*){escaped(opener)}/", plain
 
 
-def _harmony_start(parts: "_Parts", must_call: bool) -> Sequence[str]:
+def _harmony_start(parts: "Parts", must_call: bool) -> Sequence[str]:
     """Harmony's answers are messages: some that reason, and then the answer or a call."""
     plain = "PLAIN: /(?s:.*)/" + "".join(map(_without, ("<|end|>", "<|channel|>", "<|start|>", "<|call|>", "<|return|>")))
     final = f"final: {parts.text('<|channel|>final<|message|>')} PLAIN"
@@ -79,15 +78,11 @@ def _harmony_start(parts: "_Parts", must_call: bool) -> Sequence[str]:
 
 def _without(marker: str) -> str:
     """Return the part of a terminal that keeps a marker out of it, in whatever tokens it is spelled."""
-    return f" & ~/(?s:.*){_escaped(marker)}(?s:.*)/"
+    return f" & ~/(?s:.*){escaped(marker)}(?s:.*)/"
 
 
-def _escaped(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text)
-
-
-class _Parts:
-    """Writes texts of one format for Lark: its markers as the tokens that they are, the rest as text."""
+class Parts:
+    """Writes texts of one format for Lark (call_arguments.Lark): its markers as the tokens that they are, the rest as text."""
 
     def __init__(self, format: ToolFormat, marker: Marker) -> None:
         markers = sorted((*format.opens, *format.markers), key=len, reverse=True)
@@ -104,7 +99,9 @@ class _Parts:
         )
 
 
-def spelled_call(spelling: Spelling, name: str, arguments: str) -> str:
+def spelled_call(spelling: Spelling, name: str, arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """Return one call as the model would write it."""
-    call = spelling.before_name + name + spelling.after_name + arguments + spelling.after_arguments
-    return spelling.begin + call + spelling.end
+    written = spelling.arguments.spelled(arguments, schema)
+    return (
+        spelling.begin + spelling.before_name + name + spelling.after_name + written + spelling.after_arguments + spelling.end
+    )

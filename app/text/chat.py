@@ -4,6 +4,7 @@ Templates are the tokenizer's own, rendered by transformers. Knows no HTTP shape
 dictionaries that templates expect.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
@@ -87,23 +88,26 @@ class ChatTemplate:
 
     @cached_property
     def spelled_format(self) -> ToolFormat | None:
-        """The format whose spelling of calls is the model's, and is one with JSON in it.
+        """The format whose spelling of calls is the model's.
 
         A response template says only how calls are read, so the spelling is that of the first format whose calls it reads.
         """
         if self.response_template is None:
-            return self.tool_format if self.tool_format is not None and self.tool_format.spelling is not None else None
+            return self.tool_format
         preferred = [] if self.tool_format is None else [self.tool_format]
         return next((format for format in (*preferred, *TOOL_FORMATS.values()) if self._reads(format)), None)
 
     def _reads(self, format: ToolFormat) -> bool:
-        if format.spelling is None:
-            return False
-        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-        parser, answer = self.parser("", [tool]), ChatAnswer()
-        for delta in (*parser.feed(spelled_call(format.spelling, "f", '{"a": 1}')), *parser.finish()):
+        # What is a text must be read as one, also where it looks like a number.
+        arguments, types = {"a": 1, "b": "1"}, {"a": {"type": "integer"}, "b": {"type": "string"}}
+        schema = {"type": "object", "properties": types}
+        parser, answer = self.parser("", [{"type": "function", "function": {"name": "f", "parameters": schema}}]), ChatAnswer()
+        for delta in (*parser.feed(spelled_call(format.spelling, "f", arguments, schema)), *parser.finish()):
             answer.add(delta)
-        return answer.has_called and answer.tool_calls[0].name == "f" and not answer.content
+        if not answer.has_called or answer.content:
+            return False
+        (call,) = answer.tool_calls
+        return call.name == "f" and json.loads(call.arguments) == arguments
 
     @property
     def kept_special_ids(self) -> frozenset[int]:

@@ -38,19 +38,24 @@ def _xml_call(calls: Calls, name: str) -> Read:
         calls.arguments(("" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
         first = False
         yield from reader.match(_XML_NEWLINE)
-        is_text = "string" in _types(calls.schema(name, key))
+        quoted = is_text(calls.schema(name, key))
         pieces: list[str] = []
-        if is_text:
+        if quoted:
             calls.arguments('"')
-        emit = (lambda text: calls.arguments(_quoted(text))) if is_text else pieces.append
+        emit = (lambda text: calls.arguments(_quoted(text))) if quoted else pieces.append
         marker, _ = yield from reader.until(["\n</parameter>", "</parameter>"], emit)
         if not marker:
             return True
-        calls.arguments('"' if is_text else _as_json("".join(pieces)))
+        calls.arguments('"' if quoted else _as_json("".join(pieces)))
     calls.arguments("}")
     if (yield from reader.match(_XML_END)) is not None:
         calls.end()
     return True
+
+
+def is_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a parameter with this schema is text, as it is without one; else it is JSON."""
+    return "string" in _types(schema)
 
 
 def _types(schema: Mapping[str, Any]) -> list[str]:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.text import calls, dialects
+from app.text.call_arguments import Arguments, JsonArguments, TaggedArguments
 from app.text.calls import Calls
+from app.text.gemma_arguments import GemmaArguments
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How calls of JSON arguments are written: `begin`, calls with `between` between them, `end`.
+    """How calls are written: `begin`, calls with `between` between them, `end`.
 
-    A call is `before_name`, its name, `after_name`, the JSON object, `after_arguments`.
+    A call is `before_name`, its name, `after_name`, `arguments`, `after_arguments`.
     """
 
     begin: str = ""
@@ -24,6 +26,7 @@ class Spelling:
     after_arguments: str = ""
     between: str = ""
     end: str = ""
+    arguments: Arguments = JsonArguments()  # noqa: RUF009 - it has no state
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class ToolFormat:
     """`opens` are the markers before calls, behind which `read` reads on (harmony has a parser of its own).
 
     `is_bare`: a call may also be how an answer begins, without a marker. `seen` are texts that all templates of such models
-    have. `spelling` is None where the arguments are not JSON. `markers` are what else the model may write: where they are
+    have. `markers` are what else the model may write: where they are
     special tokens, they must not be left out of the text. A call's id is "call_" and `id_length` characters, or nine of them.
     """
 
@@ -39,7 +42,7 @@ class ToolFormat:
     opens: tuple[str, ...]
     read: Callable[[Calls], Generator[None, None, bool]] | None
     seen: tuple[str, ...]
-    spelling: Spelling | None = None
+    spelling: Spelling
     markers: tuple[str, ...] = ()
     is_bare: bool = False
     id_length: int = 24
@@ -55,8 +58,10 @@ class ReasoningFormat:
     seen: tuple[str, ...]
 
 
-def _json_spelling(before: str, key: Literal["arguments", "parameters"], after: str, **more: str) -> Spelling:
-    return Spelling(before_name=f'{before}{{"name": "', after_name=f'", "{key}": ', after_arguments="}" + after, **more)
+def _json_spelling(
+    before: str, key: Literal["arguments", "parameters"], after: str, *, begin: str = "", between: str = "", end: str = ""
+) -> Spelling:
+    return Spelling(begin, f'{before}{{"name": "', f'", "{key}": ', "}" + after, between, end)
 
 
 # The first whose texts are all seen in the chat template is the model's: the special ones come before those they look like.
@@ -124,6 +129,7 @@ _TOOL_FORMATS = (
         ("<|tool_call>",),
         lambda found: dialects.gemma_call(found, '<|"|>', "<tool_call|>"),
         seen=("<|tool_call>", "<tool_call|>"),
+        spelling=Spelling(before_name="<|tool_call>call:", arguments=GemmaArguments('<|"|>'), after_arguments="<tool_call|>"),
         markers=("<tool_call|>", '<|"|>'),
     ),
     ToolFormat(
@@ -131,6 +137,11 @@ _TOOL_FORMATS = (
         ("<start_function_call>",),
         lambda found: dialects.gemma_call(found, "<escape>", "<end_function_call>"),
         seen=("<start_function_call>", "<escape>"),
+        spelling=Spelling(
+            before_name="<start_function_call>call:",
+            arguments=GemmaArguments("<escape>"),
+            after_arguments="<end_function_call>",
+        ),
         markers=("<end_function_call>", "<escape>"),
     ),
     ToolFormat(
@@ -138,6 +149,13 @@ _TOOL_FORMATS = (
         ("<tool_call>",),
         dialects.tagged_call,
         seen=("<tool_call>", "<function=", "<parameter="),
+        spelling=Spelling(
+            before_name="<tool_call>\n<function=",
+            after_name=">\n",
+            arguments=TaggedArguments(),
+            after_arguments="</function>\n</tool_call>",
+            between="\n",
+        ),
         markers=("</tool_call>",),
     ),
     ToolFormat(

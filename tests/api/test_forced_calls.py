@@ -14,7 +14,7 @@ from tests.api.test_chat import answer_of, assembled, message_of, streamed
 from tests.support.fakes import FakeLoader, FakeRunner
 from tests.support.live import LiveServer, assert_error, live_server
 from tests.support.tiny import CHAT_TEMPLATE, RESPONSE_TEMPLATE
-from tests.text.test_call_grammar import SCHEMAS, SPELLED
+from tests.text.test_call_grammar import SCHEMAS
 
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 STRICT = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS]
@@ -34,7 +34,7 @@ FIELDS: Any = RESPONSE_TEMPLATE["fields"]
 NO_REASONING = {**RESPONSE_TEMPLATE, "fields": {name: field for name, field in FIELDS.items() if name != "reasoning_content"}}
 
 
-@pytest.fixture(scope="module", params=[*SPELLED, "response_template"])
+@pytest.fixture(scope="module", params=[*TOOL_FORMATS, "response_template"])
 def random_server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     """A model of each format, whose markers are text; with a response template, the format is found by trying."""
     loader = FakeLoader(runner=RandomRunner(), context_length=4096)
@@ -89,15 +89,31 @@ class TestRandomModels:
 
 
 def test_a_format_that_can_not_be_enforced() -> None:
-    template = CHAT_TEMPLATE + "{# <tool_call> <function= <parameter= #}"
-    answer = "<tool_call><function=now></function></tool_call>"
-    with live_server(FakeLoader(runner=FakeRunner(answer=answer), chat_template=template, context_length=2048)) as server:
+    """A response template says how calls are read. Where it reads none of the formats that are known, none can be written."""
+    calls = {**FIELDS["tool_calls"], "open": "<call>", "close": "</call>"}
+    template = {**RESPONSE_TEMPLATE, "fields": {**FIELDS, "tool_calls": calls}}
+    answer = '<call>{"name": "now", "arguments": {}}</call>'
+    with live_server(FakeLoader(runner=FakeRunner(answer=answer), response_template=template, context_length=2048)) as server:
         for body in ({"tool_choice": "required"}, {"tool_choice": NAMED}):
             assert_error(server.chat(tools=TOOLS, **body), 400, param="tool_choice", code="unsupported_parameter")
         assert_error(server.chat(tools=STRICT), 400, param="tools", code="unsupported_parameter")
         # What can be honoured by reading alone is.
         for body in ({}, {"parallel_tool_calls": False}):
             assert len(message_of(server, tools=TOOLS, **body)["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("name", ["qwen_xml", "gemma4"])
+def test_what_only_json_can_be_held_to_is_refused_where_arguments_are_not_json(name: str) -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "string", "pattern": "^[a-z]+$"}}, "required": ["day"]}
+    function = {"name": "f", "parameters": schema}
+    template = CHAT_TEMPLATE + "{# " + " ".join(TOOL_FORMATS[name].seen) + " #}"
+    with live_server(FakeLoader(runner=RandomRunner(), chat_template=template, context_length=2048)) as server:
+        error = assert_error(server.chat(tools=[{"type": "function", "function": {**function, "strict": True}}]), 400)
+        assert "`pattern` at $.properties.day" in error["message"]
+        assert error["param"].startswith("tools.[0].function.parameters")
+        body = {"tools": [{"type": "function", "function": function}], "tool_choice": "required", "temperature": 1}
+        (call,) = message_of(server, max_tokens=1500, parallel_tool_calls=False, **body)["tool_calls"]
+        assert call["function"]["name"] == "f"
 
 
 def test_a_strict_schema_that_can_not_be_enforced_is_refused_and_another_one_is_not() -> None:

@@ -16,7 +16,6 @@ from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, byte_tokenizer
 from tests.text.test_formats import cut, meaning, parser_of, read
 
-SPELLED = {name: format for name, format in TOOL_FORMATS.items() if format.spelling is not None}
 SCHEMAS: dict[str, dict[str, Any]] = {
     "weather": {
         "type": "object",
@@ -65,13 +64,12 @@ def draw(compiler: GrammarCompiler, lark: str, rng: random.Random, limit: int = 
 
 
 @pytest.mark.parametrize("as_tokens", [True, False], ids=["tokens", "text"])
-@pytest.mark.parametrize("name", SPELLED)
+@pytest.mark.parametrize("name", TOOL_FORMATS)
 class TestGrammars:
     def test_required(self, name: str, as_tokens: bool) -> None:
-        format = SPELLED[name]
+        format = TOOL_FORMATS[name]
         compiler = compiler_of(format, as_tokens=as_tokens)
-        assert format.spelling is not None
-        lark = call_grammar(format, format.spelling, SCHEMAS, marker=compiler.marker, must_call=True, single=False)
+        lark = call_grammar(format, SCHEMAS, marker=compiler.marker, must_call=True, single=False)
         rng = random.Random(name)
         seen = set()
         for _ in range(12):
@@ -87,27 +85,25 @@ class TestGrammars:
         assert seen == set(SCHEMAS)
 
     def test_one_call(self, name: str, as_tokens: bool) -> None:
-        format = SPELLED[name]
+        format = TOOL_FORMATS[name]
         compiler = compiler_of(format, as_tokens=as_tokens)
-        assert format.spelling is not None
-        lark = call_grammar(
-            format, format.spelling, {"now": SCHEMAS["now"]}, marker=compiler.marker, must_call=True, single=True
-        )
+        lark = call_grammar(format, {"now": SCHEMAS["now"]}, marker=compiler.marker, must_call=True, single=True)
         for seed in range(4):
             (call,) = read(parser_of(name, schemas=SCHEMAS), [draw(compiler, lark, random.Random(seed))])[0].tool_calls
             assert call.name == "now" and json.loads(call.arguments) == {}
 
     def test_what_may_be_a_call_is_a_whole_one(self, name: str, as_tokens: bool) -> None:
         """With `tool_choice` auto: text, and calls only in their exact form."""
-        format = SPELLED[name]
+        format = TOOL_FORMATS[name]
         compiler = compiler_of(format, as_tokens=as_tokens)
-        assert format.spelling is not None
-        lark = call_grammar(format, format.spelling, SCHEMAS, marker=compiler.marker, must_call=False, single=True)
+        lark = call_grammar(format, SCHEMAS, marker=compiler.marker, must_call=False, single=True)
         grammar = compiler.compile_here(Constraint("lark", lark, "tools"))
-        call = spelled_call(format.spelling, "weather", '{"city": "Ulm", "unit": "C"}')
+        call, wrong = (
+            spelled_call(format.spelling, "weather", {"city": "Ulm", "unit": unit}, SCHEMAS["weather"]) for unit in "CK"
+        )
         texts = {
             call: True,
-            call.replace('"C"', '"K"'): False,
+            wrong: False,
             call.replace("weather", "whether"): False,
         }
         if name == "harmony":
@@ -128,13 +124,12 @@ class TestGrammars:
 
 def test_reasoning_comes_before() -> None:
     format, reasoning = TOOL_FORMATS["hermes"], REASONING_FORMATS["think"]
-    assert format.spelling is not None
     compiler = compiler_of(format, as_tokens=True)
-    lark = call_grammar(format, format.spelling, SCHEMAS, marker=compiler.marker, must_call=True, single=True)
+    lark = call_grammar(format, SCHEMAS, marker=compiler.marker, must_call=True, single=True)
     grammar = compiler.compile_here(
         Constraint("lark", lark, "tools", reasoning=Reasoning(reasoning.open, reasoning.close, False))
     )
-    text = "<think>\nwell\n</think>\n\n" + spelled_call(format.spelling, "now", "{}")
+    text = "<think>\nwell\n</think>\n\n" + spelled_call(format.spelling, "now", {}, {})
     matcher = grammar.start()
     assert all(matcher.native.consume_token(one) for one in compiler._tokenizer.encode(text, add_special_tokens=False))
     assert matcher.is_complete
