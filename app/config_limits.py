@@ -33,8 +33,10 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rena
         ),
     ] = None
     stop: Annotated[int, whole("Stop texts.", 1, 1024)] = 4
-    stop_characters: Annotated[int, whole("Characters of one stop text.", 1, 65536)] = 256
+    stop_characters: Annotated[int, whole("Characters of one stop text or bad word.", 1, 65536)] = 256
     stop_token_ids: Annotated[int, whole("Stop tokens.", 1, 65536)] = 64
+    allowed_token_ids: Annotated[int, whole("Entries of `allowed_token_ids`.", 1)] = 65536
+    bad_words: Annotated[int, whole("Words of `bad_words`.", 1, 65536)] = 64
     logit_bias: Annotated[int, whole("Entries of `logit_bias`.", 1)] = 300
     json_depth: Annotated[int, whole("Levels of objects and lists inside of each other in a body.", 4, 256)] = 128
     template_variables: Annotated[int, whole("Entries of `chat_template_kwargs`.", 1)] = 64

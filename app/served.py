@@ -213,6 +213,13 @@ class ServedModel:
             wanted = otherwise
         return room if wanted is None else min(wanted, room)
 
+    def prompt_room(self, max_tokens: int | None, *, otherwise: int) -> int:
+        """Return how many tokens of a prompt fit beside `max_tokens`, or beside `otherwise` if no number was sent."""
+        context_length = self.loaded.context_length
+        if self.loaded.is_encoder_decoder:
+            return context_length
+        return context_length - (min(otherwise, context_length // 2) if max_tokens is None else max_tokens)
+
     def resolve(self, request: SamplingRequest, *, max_tokens: int, choice: int = 0) -> SamplingParams:
         """Return the parameters of one choice; raise InvalidRequest for what contradicts itself or can not be honoured."""
         if request.min_tokens is not None and request.min_tokens > max_tokens:

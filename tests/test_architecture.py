@@ -69,6 +69,7 @@ API_MAY_KNOW = {
     "app.text.deltas",
     "app.text.detokenizer",
     "app.text.output",
+    "app.text.truncation",
 }
 FOREIGN = {
     "torch": {"engine", "demo"},

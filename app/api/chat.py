@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litestar import Request, post
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from app.api.context import Context, new_id
 from app.api.conversation import ChatPrompt, Choice, Conversation
@@ -32,9 +32,13 @@ from app.api.schemas.chat import (
 )
 from app.api.schemas.common import LOWEST_LOGPROB
 from app.api.schemas.messages import FunctionCall
+from app.api.schemas.output import spelled
 from app.api.schemas.tools import OfferedTools
 from app.text.deltas import CallArguments, CallBegin, CallEnd, ChatDelta, Content, Reasoning
 from app.text.output import TokenText
+
+# Tokens that are left for an answer where `truncate_prompt_tokens` is -1 and no number says how long it may be.
+LEAST_ROOM = 256
 
 
 @post(
@@ -67,6 +71,8 @@ class _Answer:
         self._messages = messages
         self._offered = offered
         self._begun: set[int] = set()
+        # In a stream, of each choice, how many token ids are sent.
+        self._num_sent_ids: dict[int, int] = {}
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
         self._fingerprint = generation.model.system_fingerprint
@@ -77,10 +83,13 @@ class _Answer:
             loaded.vocab_size,
             n=body.n or 1,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
         )
         if body.tier_priority:
             request = replace(request, priority=body.tier_priority)
         continues = bool(body.continue_final_message)
+        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        room = self._conversation.model.prompt_room(max_tokens, otherwise=LEAST_ROOM)
         prompt = ChatPrompt(
             messages=self._messages,
             offered=self._offered,
@@ -88,9 +97,10 @@ class _Answer:
             variables=body.template_variables(loaded.chat),
             add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
             continue_final_message=continues,
+            add_special_tokens=bool(body.add_special_tokens),
+            truncation=body.truncation(loaded.context_length, room),
         )
-        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        await self._conversation.submit(prompt, request, max_tokens=max_tokens, stop=body.stop_texts)
+        await self._conversation.submit(prompt, request, max_tokens=max_tokens, options=body.output_options)
 
     async def whole(self) -> ChatCompletion:
         await self._conversation.finish()
@@ -101,6 +111,7 @@ class _Answer:
             choices=[self._whole_choice(choice) for choice in self._conversation.choices],
             system_fingerprint=self._fingerprint,
             service_tier=self._body.served_tier or UNSET,
+            prompt_token_ids=self._conversation.prompt_ids if self._body.return_token_ids else UNSET,
             usage=await self._conversation.usage(),
         )
 
@@ -111,16 +122,19 @@ class _Answer:
             index = step.choice.index
             if index not in self._begun:
                 self._begun.add(index)
-                yield self._chunk(index, ChoiceDelta(role="assistant", content=""), **more)
+                begun = self._chunk(step.choice, ChoiceDelta(role="assistant", content=""), **more)
+                if self._body.return_token_ids:
+                    begun.prompt_token_ids = self._conversation.prompt_ids
+                yield begun
             deltas = [part for part in map(self._choice_delta, step.deltas) if part is not None]
             logprobs = self._logprobs(step.tokens)
-            if not deltas and logprobs is not None and logprobs.content:
+            if not deltas and ((logprobs is not None and logprobs.content) or self._has_new_ids(step.choice)):
                 deltas = [ChoiceDelta(content="")]
             for part in deltas:
-                yield self._chunk(index, part, logprobs, **more)
+                yield self._chunk(step.choice, part, logprobs, **more)
                 logprobs = None
             if step.choice.finish_reason is not None:
-                yield self._chunk(index, ChoiceDelta(), finish_reason=self._finish_reason(step.choice), **more)
+                yield self._chunk(step.choice, ChoiceDelta(), finish_reason=self._finish_reason(step.choice), **more)
         if self._body.includes_usage:
             yield self._empty_chunk(usage=await self._conversation.usage())
 
@@ -138,7 +152,21 @@ class _Answer:
             message=message,
             logprobs=self._logprobs(choice.tokens),
             finish_reason=self._finish_reason(choice),
+            token_ids=self._new_ids(choice),
         )
+
+    def _has_new_ids(self, choice: Choice) -> bool:
+        if not self._body.return_token_ids:
+            return False
+        return self._num_sent_ids.get(choice.index, 0) < len(choice.candidate.token_ids)
+
+    def _new_ids(self, choice: Choice) -> list[int] | UnsetType:
+        """Return the ids that were not yet sent, where the request asks for them."""
+        if not self._body.return_token_ids:
+            return UNSET
+        ids = choice.candidate.token_ids[self._num_sent_ids.get(choice.index, 0) :]
+        self._num_sent_ids[choice.index] = len(choice.candidate.token_ids)
+        return ids
 
     def _finish_reason(self, choice: Choice) -> Any:
         if choice.ends_in_calls:
@@ -148,13 +176,17 @@ class _Answer:
     def _logprobs(self, tokens: list[TokenText]) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
+        as_ids = bool(self._body.return_tokens_as_token_ids)
         return ChatLogprobs(
             [
                 TokenLogprob(
-                    token.text,
+                    spelled(token, as_id=as_ids),
                     max(token.logprob, LOWEST_LOGPROB),
                     list(token.data),
-                    [TopLogprob(top.text, max(top.logprob, LOWEST_LOGPROB), list(top.data)) for top in token.top],
+                    [
+                        TopLogprob(spelled(top, as_id=as_ids), max(top.logprob, LOWEST_LOGPROB), list(top.data))
+                        for top in token.top
+                    ],
                 )
                 for token in tokens
             ]
@@ -162,7 +194,7 @@ class _Answer:
 
     def _chunk(
         self,
-        index: int,
+        choice: Choice,
         delta: ChoiceDelta,
         logprobs: ChatLogprobs | None = None,
         *,
@@ -170,7 +202,15 @@ class _Answer:
         **usage: Any,
     ) -> ChatCompletionChunk:
         chunk = self._empty_chunk(**usage)
-        chunk.choices.append(ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason))
+        chunk.choices.append(
+            ChunkChoice(
+                index=choice.index,
+                delta=delta,
+                logprobs=logprobs,
+                finish_reason=finish_reason,
+                token_ids=self._new_ids(choice),
+            )
+        )
         return chunk
 
     def _empty_chunk(self, **usage: Any) -> ChatCompletionChunk:

@@ -62,6 +62,12 @@ _HOSTING = {
     "safety_identifier": "nothing here is counted by user.",
 }
 _SUFFIX = "where the model's tokenizer has fill-in-the-middle tokens, or FIM_TEMPLATE names them; else refused."
+_OUTPUT = {
+    "allowed_token_ids": "not beside what says itself what comes next (`response_format`, forced calls, ...).",
+    "bad_words": "by the tokens that spell a word at the beginning of a line and behind a space; not beside `response_format`.",
+    "return_tokens_as_token_ids": "with `logprobs`.",
+    "truncate_prompt_tokens": "more than the model takes is refused; -1 is what fits beside `max_tokens`.",
+}
 _STREAM = {
     "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` is taken, and no padding is sent."
 }
@@ -79,7 +85,9 @@ ENDPOINTS = (
             "reasoning_effort": "where the model's template has a switch for it; else refused.",
             "service_tier": "a priority among requests that wait.",
             "store": "false; true is refused: nothing is stored here.",
-        },
+            "truncation_side": "left; right would cut off where the answer begins.",
+        }
+        | _OUTPUT,
     ),
     Endpoint(
         "/v1/responses",
@@ -95,10 +103,23 @@ ENDPOINTS = (
             "stream_options": "`include_obfuscation` is taken, and no padding is sent.",
             "text": "`format`; `verbosity` of medium.",
             "tools": "functions; built-in tools are refused.",
-        },
+        }
+        | {name: _OUTPUT[name] for name in ("allowed_token_ids", "bad_words")},
     ),
     Endpoint("/v1/responses/input_tokens", responses.InputTokensRequest, responses.REFUSED_FOR_COUNT),
-    Endpoint("/v1/completions", completions.CompletionRequest, completions.REFUSED, _USER, _STREAM | {"suffix": _SUFFIX}),
+    Endpoint(
+        "/v1/completions",
+        completions.CompletionRequest,
+        completions.REFUSED,
+        _USER,
+        _STREAM
+        | _OUTPUT
+        | {
+            "add_special_tokens": "true is for texts; token ids are taken as they are; not with `suffix`.",
+            "suffix": _SUFFIX,
+            "truncate_prompt_tokens": f"{_OUTPUT['truncate_prompt_tokens'].rstrip('.')}; not with `suffix`.",
+        },
+    ),
     Endpoint(
         "/v1/decisions",
         decisions.DecisionRequest,

@@ -8,13 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litestar import Request, post
+from msgspec import UNSET
 
+from app.api.completion_logprobs import add_prompt, add_token
 from app.api.context import Context, new_id
 from app.api.generate import Candidate, Generation, Prompt
 from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
 from app.api.requests import read_body, respond
-from app.api.schemas.common import LOWEST_LOGPROB, check_token_id
+from app.api.schemas.common import check_token_id
 from app.api.schemas.completions import (
     REFUSED,
     Completion,
@@ -25,8 +27,8 @@ from app.api.schemas.completions import (
 from app.engine.sequence import SamplingParams
 from app.errors import InvalidRequest, UnsupportedParameter
 from app.registry import ServedModel
-from app.text.detokenizer import Detokenizer
 from app.text.output import TextDelta, TokenText
+from app.text.truncation import Truncation
 
 if TYPE_CHECKING:
     from app.text.infill import Infill
@@ -71,23 +73,35 @@ SHORT_PROMPTS = 1000
 
 
 async def _encode(
-    model: ServedModel, prompts: list[str | list[int]], infill: "Infill | None", suffix: str, *, with_text: bool
+    model: ServedModel,
+    body: CompletionRequest,
+    prompts: list[str | list[int]],
+    infill: "Infill | None",
+    truncation: Truncation | None,
 ) -> list[Prompt]:
     """Return the prompts as ids, made off the event loop unless they are short.
 
-    Texts get the tokenizer's special tokens, ids are taken as they are. With `infill` they are prompts for
-    the text between each of them and `suffix`. `with_text` asks for the text of prompts that came as ids.
+    Texts get the tokenizer's special tokens, ids are taken as they are. With `infill` they are prompts for the text between
+    each of them and the suffix.
     """
-    loaded = model.loaded
+    loaded, suffix = model.loaded, body.suffix or ""
+    tokenizer, with_specials = loaded.tokenizer, body.add_special_tokens is not False
 
     def one(index: int, prompt: str | list[int]) -> Prompt:
         if isinstance(prompt, str):
-            text, ids = prompt, None if infill else loaded.tokenizer.encode(prompt) or _beginning_of_text(model)
+            if infill:
+                return Prompt(infill.prompt_ids(prompt, suffix), prompt)
+            ids = tokenizer.encode(prompt, add_special_tokens=with_specials) or _beginning_of_text(model)
         else:
             for token_id in prompt:
                 check_token_id(token_id, loaded.vocab_size, "prompt" if len(prompts) == 1 else f"prompt.[{index}]")
-            text, ids = loaded.tokenizer.decode(prompt) if with_text else "", prompt
-        return Prompt(infill.prompt_ids(prompt, suffix) if infill else ids or [], text)
+            ids = infill.prompt_ids(prompt, suffix) if infill else prompt
+        if truncation is not None and len(ids) > truncation.num_tokens:
+            ids = truncation.cut(ids, tokenizer.affixes if isinstance(prompt, str) and with_specials else ((), ()))
+        elif isinstance(prompt, str):
+            return Prompt(ids, prompt)
+        shown = prompt if infill and not isinstance(prompt, str) else ids
+        return Prompt(ids, tokenizer.decode(shown, skip_special_tokens=body.skip_special_tokens) if body.echo else "")
 
     def all_of_them() -> list[Prompt]:
         return [one(index, prompt) for index, prompt in enumerate(prompts)]
@@ -126,6 +140,8 @@ class _Answer:
         self._prompts = prompts
         self._id = new_id("cmpl")
         self._created = int(time.time())
+        # In a stream, of each choice that has begun, how many token ids are sent.
+        self._num_sent_ids: dict[int, int] = {}
         self._fingerprint = generation.model.system_fingerprint
 
     async def submit(self) -> None:
@@ -141,6 +157,7 @@ class _Answer:
         constraint = body.constraint
         request = body.sampling_request(
             loaded.vocab_size,
+            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
             grammar=None if constraint is None else await loaded.grammars.compile(constraint),
             grammar_param="" if constraint is None else constraint.param,
             n=body.num_candidates,
@@ -152,8 +169,9 @@ class _Answer:
         infill = _infill_of(model) if body.suffix else None
         if infill is not None and not body.ignore_eos:
             request = replace(request, stop_token_ids=(*request.stop_token_ids, *sorted(infill.end_ids)))
+        truncation = body.truncation(loaded.context_length, model.prompt_room(body.max_tokens, otherwise=DEFAULT_MAX_TOKENS))
         checked: list[tuple[Prompt, SamplingParams]] = []
-        for prompt in await _encode(model, self._prompts, infill, body.suffix or "", with_text=bool(body.echo)):
+        for prompt in await _encode(model, body, self._prompts, infill, truncation):
             max_tokens = body.max_tokens
             if max_tokens is None:
                 max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
@@ -164,7 +182,7 @@ class _Answer:
         self._generation.check_tokens(num_prompt_tokens, sum(params.max_tokens for _, params in checked), "prompt")
         # Only now, so that a prompt which is refused leaves nothing running.
         for prompt, params in checked:
-            self._generation.submit(prompt, params, stop=body.stop_texts)
+            self._generation.submit(prompt, params, body.output_options)
 
     async def whole(self) -> Completion:
         tokens: dict[int, list[TokenText]] = {}
@@ -180,6 +198,7 @@ class _Answer:
             self._prefix(candidate) + candidate.text,
             self._logprobs(candidate, tokens.get(candidate.index, []), with_prompt=True),
             _finish_reason(candidate),
+            *self._ids(candidate, with_prompt=True),
         )
 
     async def chunks(self) -> AsyncIterator[Completion]:
@@ -190,7 +209,7 @@ class _Answer:
                 continue
             begun.add(candidate.index)
             text = (self._prefix(candidate) if is_first else "") + delta.text
-            if text or delta.tokens or delta.finish_reason is not None:
+            if text or delta.tokens or self._has_new_ids(candidate) or delta.finish_reason is not None:
                 logprobs = partial(self._logprobs, candidate, delta.tokens, with_prompt=is_first)
                 # Off the event loop: to score a long prompt, every token of it is decoded.
                 decodes_prompt = is_first and self._scores_prompt
@@ -199,6 +218,7 @@ class _Answer:
                     text,
                     await asyncio.to_thread(logprobs) if decodes_prompt else logprobs(),
                     None if delta.finish_reason is None else _finish_reason(candidate),
+                    *self._ids(candidate, with_prompt=candidate.index not in self._num_sent_ids),
                 )
                 yield self._completion([choice], **self._body.usage_of_chunk(self._generation.usage))
         if self._body.includes_usage:
@@ -242,41 +262,28 @@ class _Answer:
     def _logprobs(self, candidate: Candidate, tokens: list[TokenText], *, with_prompt: bool) -> CompletionLogprobs | None:
         if self._body.logprobs is None:
             return None
+        body = self._body
         logprobs = CompletionLogprobs([], [], [], [])
-        prefix = self._prefix(candidate)
-        if with_prompt and self._body.echo:
-            self._add_prompt(logprobs, candidate)
+        prefix, as_ids = self._prefix(candidate), bool(body.return_tokens_as_token_ids)
+        if with_prompt and body.echo:
+            tokenizer, skip = self._generation.model.loaded.tokenizer, body.skip_special_tokens
+            num_top = body.logprobs or 0
+            add_prompt(logprobs, candidate, tokenizer, num_top=num_top, skip_special_tokens=skip, as_ids=as_ids)
         for token in tokens:
-            _add(logprobs, token, token.offset + len(prefix))
+            add_token(logprobs, token, token.offset + len(prefix), as_ids=as_ids)
         return logprobs
 
-    def _add_prompt(self, logprobs: CompletionLogprobs, candidate: Candidate) -> None:
-        tokenizer = self._generation.model.loaded.tokenizer
-        detokenizer = Detokenizer(tokenizer.decode)
-        offset = 0
-        for token_id, entry in zip(candidate.prompt.ids, candidate.prompt_logprobs, strict=True):
-            if entry is None:  # nothing comes before the first token
-                logprobs.tokens.append(tokenizer.token_string(token_id))
-                logprobs.token_logprobs.append(None)
-                logprobs.top_logprobs.append(None)
-                logprobs.text_offset.append(0)
-            else:
-                _add(logprobs, candidate.output.token_text(entry, offset), offset)
-            offset += len(detokenizer.add([token_id]))
+    def _has_new_ids(self, candidate: Candidate) -> bool:
+        sent = self._num_sent_ids.get(candidate.index, 0)
+        return bool(self._body.return_token_ids) and sent < len(candidate.token_ids)
 
-
-def _add(logprobs: CompletionLogprobs, token: TokenText, offset: int) -> None:
-    own = max(token.logprob, LOWEST_LOGPROB)
-    top: dict[str, float] = {}
-    for alternative in token.top:
-        # Two ids may decode to one text: the likelier one counts.
-        top[alternative.text] = max(top.get(alternative.text, LOWEST_LOGPROB), alternative.logprob)
-    # lm-eval compares the token's own logprob with the best of these, as floats.
-    top[token.text] = max(top.get(token.text, own), own)
-    logprobs.tokens.append(token.text)
-    logprobs.token_logprobs.append(own)
-    logprobs.top_logprobs.append(top)
-    logprobs.text_offset.append(offset)
+    def _ids(self, candidate: Candidate, *, with_prompt: bool) -> tuple[Any, Any]:
+        """Return the ids that were not yet sent, and the prompt's, where the request asks for them."""
+        if not self._body.return_token_ids:
+            return UNSET, UNSET
+        new = candidate.token_ids[self._num_sent_ids.get(candidate.index, 0) :]
+        self._num_sent_ids[candidate.index] = len(candidate.token_ids)
+        return new, candidate.prompt.ids if with_prompt else UNSET
 
 
 def _finish_reason(candidate: Candidate) -> Any:

@@ -17,7 +17,8 @@ from app.engine.sequence import FinishReason, SamplingParams
 from app.registry import ServedModel
 from app.text.constraint import Constraint
 from app.text.deltas import ChatAnswer, ChatDelta
-from app.text.output import TextDelta, TokenText
+from app.text.output import PLAIN_OUTPUT, OutputOptions, TextDelta, TokenText
+from app.text.truncation import Truncation
 
 if TYPE_CHECKING:
     from app.text.answer_parser import AnswerParser
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
-    """What a model is to answer, as templates expect it, and what the answer is held to; `variables` are the template's own."""
+    """What a model is to answer, as templates expect it, and what the answer is held to; `variables` are the template's own.
+
+    With `add_special_tokens` the tokenizer's special tokens are put around what the template writes.
+    """
 
     messages: Sequence[dict[str, Any]]
     offered: OfferedTools = field(default_factory=OfferedTools)
@@ -33,6 +37,8 @@ class ChatPrompt:
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    add_special_tokens: bool = False
+    truncation: Truncation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ async def render(model: ServedModel, prompt: ChatPrompt) -> Rendered:
         add_generation_prompt=prompt.add_generation_prompt,
         continue_final_message=prompt.continue_final_message,
     )
+    if prompt.add_special_tokens:
+        before, behind = model.loaded.tokenizer.affixes
+        ids = [*before, *ids, *behind]
+    if prompt.truncation is not None:
+        ids = prompt.truncation.cut(ids)
     return Rendered(ids, text)
 
 
@@ -115,15 +126,20 @@ class Conversation:
         """What the first choice is sampled with; there is one once the prompt is submitted."""
         return self._params[0]
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt, once it is submitted."""
+        return self.choices[0].candidate.prompt.ids
+
     async def submit(
-        self, prompt: ChatPrompt, request: SamplingRequest, *, max_tokens: int | None, stop: tuple[str, ...] = ()
+        self, prompt: ChatPrompt, request: SamplingRequest, *, max_tokens: int | None, options: OutputOptions = PLAIN_OUTPUT
     ) -> None:
         """Render the prompt and hand it to the engine, `request.n` times; raise what refuses it.
 
         `max_tokens` None leaves the length to the model's defaults and the context.
         """
         rendered = await render(self.model, prompt)
-        await self.submit_rendered(prompt, rendered, request, max_tokens=max_tokens, stop=stop)
+        await self.submit_rendered(prompt, rendered, request, max_tokens=max_tokens, options=options)
 
     async def submit_rendered(
         self,
@@ -132,7 +148,7 @@ class Conversation:
         request: SamplingRequest,
         *,
         max_tokens: int | None,
-        stop: tuple[str, ...] = (),
+        options: OutputOptions = PLAIN_OUTPUT,
         what: str = "messages",
     ) -> None:
         """Do the second half of `submit`; `what` is the request's name for the prompt."""
@@ -154,7 +170,7 @@ class Conversation:
         # Only now, so that a request which is refused leaves nothing running.
         for params in self._params:
             parser = chat.parser(rendered.text, offered.tools, constraint, names=offered.names, limit=offered.limit)
-            self.generation.submit(encoded, params, stop=stop, kept_special_ids=chat.kept_special_ids)
+            self.generation.submit(encoded, params, options, kept_special_ids=chat.kept_special_ids)
             self.choices.append(Choice(self.generation.candidates[-1], parser))
 
     async def steps(self) -> AsyncIterator[Step]:

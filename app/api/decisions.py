@@ -119,7 +119,6 @@ async def _decide(
             generation.submit(
                 Prompt(prompt.ids, ""),
                 SamplingParams(max_tokens=max_tokens, logprobs=0, logprob_token_ids=prompt.label_ids),
-                stop=(),
             )
             for prompt in wave
         ]

@@ -13,12 +13,12 @@ from app.api.limits import check_request_tokens
 from app.api.schemas.common import PromptTokensDetails, Usage
 from app.config_limits import Limits
 from app.engine.grammar import GrammarError
-from app.engine.sequence import FinishReason, SamplingParams, StepOutput, TokenLogprobs
+from app.engine.sequence import FinishReason, NothingAllowedError, SamplingParams, StepOutput, TokenLogprobs
 from app.engine.stream import TokenStream
 from app.errors import EngineError, InvalidRequest, Unavailable
 from app.metrics import Metrics
 from app.registry import RETRY_QUEUE, Admission, ServedModel
-from app.text.output import OutputProcessor, TextDelta
+from app.text.output import PLAIN_OUTPUT, OutputOptions, OutputProcessor, TextDelta
 
 logger = logging.getLogger("tfoai.api")
 
@@ -40,6 +40,8 @@ class Candidate:
     stream: TokenStream
     output: OutputProcessor
     text: str = ""
+    # All that are counted: those that are not shown, and those whose text is still held back, too.
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     sum_logprob: float = 0.0
@@ -89,8 +91,8 @@ class Generation:
         self,
         prompt: Prompt,
         params: SamplingParams,
+        options: OutputOptions = PLAIN_OUTPUT,
         *,
-        stop: tuple[str, ...],
         kept_special_ids: frozenset[int] = frozenset(),
     ) -> Candidate:
         loaded = self.model.loaded
@@ -98,7 +100,7 @@ class Generation:
             loaded.tokenizer,
             # A decoder-only model continues its prompt's text; an encoder-decoder model starts a text of its own.
             context_ids=() if loaded.is_encoder_decoder else tuple(prompt.ids),
-            stop=stop,
+            options=options,
             stop_token_ids=params.stop_token_ids,
             kept_special_ids=kept_special_ids,
         )
@@ -140,6 +142,8 @@ class Generation:
             candidate.finish_reason = output.finish_reason
             if isinstance(output.error, GrammarError):
                 raise InvalidRequest(f"The text could not be held to its grammar: {output.error}", code="grammar_failed")
+            if isinstance(output.error, NothingAllowedError):
+                raise InvalidRequest(str(output.error), param="allowed_token_ids", code="nothing_allowed")
             # What went wrong inside is for the log; the client gets a fixed sentence.
             request_id = self._request_id
             logger.error(
@@ -156,6 +160,7 @@ class Generation:
             candidate.prompt_logprobs += output.prompt_logprobs
         num_before = candidate.output.num_tokens
         delta = candidate.output.process(output)
+        candidate.token_ids += output.token_ids[: candidate.output.num_tokens - num_before]
         if output.logprobs:
             # Tokens behind a stop string do not count; how many there are depends on how outputs were merged.
             counted = output.logprobs[: candidate.output.num_tokens - num_before]

@@ -70,6 +70,9 @@ RULES = (
     _Rule("stop", "stop", _items, "texts"),
     _Rule("stop", "stop_characters", _longest_text, "characters"),
     _Rule("stop_token_ids", "stop_token_ids", _items, "token ids"),
+    _Rule("allowed_token_ids", "allowed_token_ids", _items, "token ids"),
+    _Rule("bad_words", "bad_words", _items, "words"),
+    _Rule("bad_words", "stop_characters", _longest_text, "characters"),
     _Rule("logit_bias", "logit_bias", _items, "entries"),
     _Rule("chat_template_kwargs", "template_variables", _items, "entries"),
 )

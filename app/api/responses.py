@@ -206,7 +206,13 @@ class _Answer:
     async def submit(self) -> None:
         body, conversation = self._body, self._conversation
         await asyncio.to_thread(self._asked.read)
-        request = body.sampling_request(conversation.model.loaded.vocab_size, n=1, logprobs=body.num_logprobs)
+        loaded = conversation.model.loaded
+        request = body.sampling_request(
+            loaded.vocab_size,
+            n=1,
+            logprobs=body.num_logprobs,
+            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
+        )
         if tier_priority(body.service_tier):
             request = replace(request, priority=tier_priority(body.service_tier))
         prompt, rendered = await self._asked.render(conversation.model, num_output_tokens=body.max_output_tokens or 1)
@@ -215,7 +221,7 @@ class _Answer:
             rendered,
             request,
             max_tokens=body.max_output_tokens,
-            stop=body.stop_texts,
+            options=body.output_options,
             what="input",
         )
         self._response = self._begun()

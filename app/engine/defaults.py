@@ -34,10 +34,23 @@ class SamplingRequest:
     logprobs_param: str = "logprobs"
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     ignore_eos: bool = False
     priority: int = 0
     grammar: "Grammar | None" = None
     grammar_param: str = ""
+
+    @property
+    def contradicts_grammar(self) -> str | None:
+        """The first parameter that would keep a grammar from what it asks for, None if there is none."""
+        given = {
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "allowed_token_ids": self.allowed_token_ids,
+            "bad_words": self.bad_words_ids,
+        }
+        return next((name for name, value in given.items() if value), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +122,14 @@ class GenerationDefaults:
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
             stop_token_ids=frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.eos_token_ids),
+            allowed_token_ids=request.allowed_token_ids,
+            bad_words_ids=request.bad_words_ids,
             num_beams=num_beams,
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
             priority=request.priority,
             grammar=request.grammar,
-            num_forced_tokens=0 if request.grammar is None else self.num_forced_tokens,
+            num_forced_tokens=self.num_forced_tokens if _holds_tokens(request) else 0,
         )
 
 
@@ -122,10 +137,16 @@ def _first(requested: T | None, default: T) -> T:
     return default if requested is None else requested
 
 
+def _holds_tokens(request: SamplingRequest) -> bool:
+    """Whether the request, and not the model alone, says which tokens may come."""
+    return request.grammar is not None or request.allowed_token_ids is not None or bool(request.bad_words_ids)
+
+
 def _refuse_with_grammar(request: SamplingRequest) -> None:
-    for name in ("ignore_eos", "min_tokens"):
-        if getattr(request, name):
-            raise InvalidRequest(f"`{name}` contradicts `{request.grammar_param}`, which says where the text ends.", param=name)
+    name = request.contradicts_grammar
+    if name is not None:
+        says = "where the text ends" if name in ("ignore_eos", "min_tokens") else "what comes next"
+        raise InvalidRequest(f"`{name}` contradicts `{request.grammar_param}`, which says {says}.", param=name)
 
 
 def _refuse_with_beams(request: SamplingRequest) -> None:

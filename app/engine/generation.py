@@ -164,8 +164,8 @@ class ProcessorFactory:
         config.min_new_tokens = seq.params.min_tokens if beams else None
         if not beams and not self.needed:
             return []
-        if seq.params.grammar is not None:
-            config.forced_eos_token_id = None  # it would end a text that is not complete
+        if seq.params.grammar is not None or seq.params.allowed_token_ids is not None:
+            config.forced_eos_token_id = None  # it would end a text that is not complete, or is not allowed
         device = self._model.device
         self._model._prepare_special_tokens(config, device=device, batch_size=1)
         encoder_input_ids = torch.tensor([seq.prompt_ids], device=device)

@@ -1,7 +1,8 @@
 """Owns logits -> tokens and logprobs: one pass over a batch, each row with its own parameters. Knows no model, no schedule.
 
 Order of operations, as in transformers' `generate`: min_tokens, the model's own logits processors, logit_bias, penalties,
-the grammar's mask, temperature, top_k, top_p, min_p. Logprobs are taken from the raw logits before all of it, in float32.
+allowed and forbidden tokens, the grammar's mask, temperature, top_k, top_p, min_p. Logprobs are taken from the raw
+logits, before all of it, in float32.
 """
 
 import enum
@@ -14,8 +15,9 @@ import torch
 
 from app.engine.beam import BeamSearch
 from app.engine.constraints import Constraints, is_constrained
+from app.engine.restrictions import is_restricted, restrict
 from app.engine.runner import Sampled
-from app.engine.sequence import SamplingParams, Sequence, TokenLogprobs
+from app.engine.sequence import NothingAllowedError, SamplingParams, Sequence, TokenLogprobs
 
 # Rows that keep few candidates are filtered in a top-k list of this length at most; the others need a sort of the vocabulary.
 TOP_K_WITHOUT_SORT = 256
@@ -120,7 +122,7 @@ class BatchSampler:
             if row in errors:
                 results.append(errors[row])
             elif not finite[row]:
-                results.append(NotFiniteError("the model's logits are not finite"))
+                results.append(_why_not_finite(raw[row], seq))
             else:
                 if seq.token_counts is not None:
                     seq.token_counts[tokens_list[row]] += 1
@@ -158,6 +160,15 @@ class BatchSampler:
                 for token_id in seq.generation_ids:
                     seq.token_counts[token_id] += 1
             scores[row] -= params.frequency_penalty * seq.token_counts + params.presence_penalty * (seq.token_counts > 0)
+        if is_restricted(params):
+            restrict(scores[row], seq)
+
+
+def _why_not_finite(raw: torch.Tensor, seq: Sequence) -> Exception:
+    """Return the error for a row without a token to choose; `raw` [vocabulary] are its logits."""
+    if is_restricted(seq.params) and torch.isfinite(raw.max()):
+        return NothingAllowedError("`allowed_token_ids` and `bad_words` leave no token to go on with.")
+    return NotFiniteError("the model's logits are not finite")
 
 
 def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
@@ -170,6 +181,7 @@ def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
         or params.presence_penalty
         or params.min_tokens
         or params.grammar is not None
+        or is_restricted(params)
     )
 
 

@@ -20,6 +20,10 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
+class NothingAllowedError(Exception):
+    """What a request allows leaves no token to go on with; the message may be shown to the client."""
+
+
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()
     RUNNING = enum.auto()
@@ -38,7 +42,8 @@ class SamplingParams:
     request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
     logprobs. Sequences with a lower `priority` are scheduled first. With a `grammar`, only what it allows is generated, after
     the first `num_forced_tokens` that the model's own configuration dictates, and `stop_token_ids` are possible only where the
-    text is complete.
+    text is complete. `allowed_token_ids` are the only tokens there are (None: all), and no sequence of `bad_words_ids` is
+    completed, both after the first `num_forced_tokens` as well.
     """
 
     max_tokens: int
@@ -57,6 +62,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -121,6 +128,7 @@ class Sequence:
         "params",
         "processors",
         "prompt_ids",
+        "restrictions",
         "rng",
         "salt",
         "scheduled_time",
@@ -164,6 +172,7 @@ class Sequence:
         # Private to the sampler, kept here so that they die with the sequence.
         self.token_counts: Any = None
         self.processors: Any = None
+        self.restrictions: Any = None
         self.beam_search: Any = None
         # Where it is in its grammar, from the first token that the grammar decides; moved on by commits only.
         self.matcher: Any = None

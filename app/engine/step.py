@@ -8,7 +8,7 @@ from app.engine.grammar import GrammarError
 from app.engine.pace import PrefillPace
 from app.engine.runner import ForwardOutput, Runner, Sampled, Sampler
 from app.engine.scheduler import ScheduledSequence, Scheduler
-from app.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprobs
+from app.engine.sequence import FinishReason, NothingAllowedError, Sequence, StepOutput, TokenLogprobs
 from app.engine.totals import Totals
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ class Stepper:
     def _fail(self, seq: Sequence, error: Exception, where: str) -> None:
         self.totals.count_error(error)
         logger.error("sequence.failed", exc_info=error, extra={"seq_id": seq.seq_id, "where": where})
-        failure = error if isinstance(error, GrammarError) else SequenceFailedError(f"{type(error).__name__}: {error}")
+        is_the_clients = isinstance(error, (GrammarError, NothingAllowedError))
+        failure = error if is_the_clients else SequenceFailedError(f"{type(error).__name__}: {error}")
         seq.finish(FinishReason.ERROR)
         self._outputs.append(StepOutput(seq.seq_id, [], FinishReason.ERROR, error=failure))
 

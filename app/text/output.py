@@ -39,12 +39,28 @@ class TextDelta:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What a request says of its texts: where they stop, whether what stopped them is shown, and whether special tokens are.
+
+    `skip_special_tokens` None leaves that to DECODE_CONFIG.
+    """
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool | None = None
+
+
+# For requests that say nothing.
+PLAIN_OUTPUT = OutputOptions()
+
+
 class OutputProcessor:
     """Joins detokenizer and stop checker for one sequence.
 
     Each token is handled by itself, so the text, the cut at a stop string and the number of tokens counted do not depend on
-    how many tokens an engine step, or a slow reader, puts together. `skip_special_tokens` False keeps control tokens in the
-    text, and `kept_special_ids` keeps some, for parsers that need them.
+    how many tokens an engine step, or a slow reader, puts together. `kept_special_ids` are special tokens that stay in the
+    text for parsers that need them.
     """
 
     def __init__(
@@ -52,16 +68,16 @@ class OutputProcessor:
         tokenizer: "Tokenizer",
         *,
         context_ids: tuple[int, ...] = (),
-        stop: tuple[str, ...] = (),
+        options: OutputOptions = PLAIN_OUTPUT,
         stop_token_ids: frozenset[int] = frozenset(),
-        skip_special_tokens: bool = True,
         kept_special_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens, kept_special_ids=kept_special_ids)
+        decode = partial(tokenizer.decode, skip_special_tokens=options.skip_special_tokens, kept_special_ids=kept_special_ids)
         self._detokenizer = Detokenizer(decode, context_ids)
-        self._stop = StopChecker(stop)
-        self._stop_token_ids = stop_token_ids
+        self._stop = StopChecker(options.stop, include=options.include_stop)
+        # Tokens that end the text and are no part of it.
+        self._silent_ids = frozenset() if options.include_stop else stop_token_ids
         self._tokens: list[TokenText] = []
         self._num_chars_seen = 0
         self._num_chars_given = 0
@@ -76,8 +92,8 @@ class OutputProcessor:
             self.num_tokens += 1
             if output.logprobs is not None:
                 self._tokens.append(self.token_text(output.logprobs[index], self._num_chars_seen))
-            if ends_with_stop_token and index == len(output.token_ids) - 1 and token_id in self._stop_token_ids:
-                break  # it ends the text and is no part of it
+            if ends_with_stop_token and index == len(output.token_ids) - 1 and token_id in self._silent_ids:
+                break
             self._add(delta, self._detokenizer.add([token_id]))
             if self._stop.stopped:
                 break
@@ -104,10 +120,16 @@ class OutputProcessor:
         self._num_chars_seen += len(text)
         delta.text += self._stop.add(text)
 
-    def token_text(self, entry: TokenLogprobs, offset: int) -> TokenText:
+    def token_text(self, entry: TokenLogprobs, offset: int, num_top: int | None = None) -> TokenText:
+        """Return a token with its alternatives, or the `num_top` best of them."""
         own = self._alternative(entry.token_id, entry.logprob)
         return TokenText(
-            own.token_id, own.text, own.data, own.logprob, offset, tuple(self._alternative(*pair) for pair in entry.top)
+            own.token_id,
+            own.text,
+            own.data,
+            own.logprob,
+            offset,
+            tuple(self._alternative(*pair) for pair in entry.top[:num_top]),
         )
 
     def _alternative(self, token_id: int, logprob: float) -> TokenAlternative:

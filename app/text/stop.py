@@ -7,11 +7,13 @@ class StopChecker:
     """Passes text through until a stop string appears.
 
     The longest end of the text that could be the start of a stop string is held back until it is decided. When several stop
-    strings are found, the one that starts first wins, so the cut does not depend on how the text was split.
+    strings are found, the one that starts first wins, and of those the shortest, so the cut does not depend on how the text
+    was split. With `include` the cut is behind the stop string.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         self._stop = [text for text in stop if text]
+        self._include = include
         self._held = ""
         self.stopped = False
 
@@ -22,23 +24,31 @@ class StopChecker:
         if not self._stop:
             return text
         text = self._held + text
-        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
+        first = self._first(text)
         hold = len(text) - max(overlap(text, stop) for stop in self._stop)
-        if found and min(found) <= hold:
+        if first is not None and first[0] <= hold:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[: self._cut(first)]
         self._held = text[hold:]
         return text[:hold]
 
     def flush(self) -> str:
         """Return what is held back: the sequence has ended, so it is no stop string, unless a whole one is in it."""
         text, self._held = self._held, ""
-        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
-        if found:
+        first = self._first(text)
+        if first is not None:
             self.stopped = True
-            return text[: min(found)]
+            return text[: self._cut(first)]
         return text
+
+    def _first(self, text: str) -> tuple[int, int] | None:
+        """Return where the first stop string begins and how long it is, None if there is none."""
+        found = [(position, len(stop)) for stop in self._stop if (position := text.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _cut(self, first: tuple[int, int]) -> int:
+        return sum(first) if self._include else first[0]
 
 
 def overlap(text: str, stop: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
@@ -47,10 +47,17 @@ class Tokenizer:
         return ids
 
     def decode(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, kept_special_ids: frozenset[int] = frozenset()
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool | None = None,
+        kept_special_ids: frozenset[int] = frozenset(),
     ) -> str:
-        """Return the text of ids. Special tokens are left out unless the caller, or DECODE_CONFIG, wants them, or some."""
-        skip = skip_special_tokens and self._skip_special_tokens
+        """Return the text of ids, with or without special tokens; None leaves that to DECODE_CONFIG, which leaves them out.
+
+        `kept_special_ids` stay in the text even where the others are left out.
+        """
+        skip = self._skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         if skip and kept_special_ids:
             token_ids = [one for one in token_ids if one not in self.special_ids or one in kept_special_ids]
             skip = False
@@ -58,6 +65,20 @@ class Tokenizer:
             text: str = self._backend.decode(token_ids, skip_special_tokens=skip)
             return text
         return str(self.hf.decode(list(token_ids), skip_special_tokens=skip, **self._decode_config))
+
+    def spellings(self, word: str) -> list[tuple[int, ...]]:
+        """Return the ids of a word at the beginning of a line and behind a space, which may be the same."""
+        texts = [word] if word[:1].isspace() else [word, " " + word]
+        found = (tuple(self.encode(text, add_special_tokens=False)) for text in texts)
+        return list(dict.fromkeys(ids for ids in found if ids))
+
+    @cached_property
+    def affixes(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the model was trained to see before and behind a plain prompt."""
+        plain, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        num_more = len(whole) - len(plain)
+        start = next((start for start in range(num_more + 1) if whole[start : start + len(plain)] == plain), num_more)
+        return whole[:start], whole[start + len(plain) :]
 
     def spell(self, token_ids: Sequence[int]) -> list[str]:
         """Return the tokens as the vocabulary spells them (`Ġthe`, `▁the`), not as text."""

@@ -67,8 +67,23 @@ SAMPLING = {
     "guided_choice": Case(["a", "b"], (1, [], [1])),
     "guided_grammar": Case('start: "a"', (1, "start: (", "start: missing")),
 }
+OUTPUT = {
+    "skip_special_tokens": Case(False, (1, "x")),
+    "include_stop_str_in_output": Case(True, (1, "x"), {"stop": "a"}),
+    "bad_words": Case(["damn"], (1, [1], [""], ["x"] * 65, ["x" * 257])),
+    "allowed_token_ids": Case([65, 66], (1, [], ["x"], [-1], [99999])),
+}
+PROMPT = {
+    "add_special_tokens": Case(True, (1, "x")),
+    "truncate_prompt_tokens": Case(2, (*NUMBER, 0, -2, 513)),
+    "truncation_side": Case("left", (1, "middle"), {"truncate_prompt_tokens": 2}),
+    "return_token_ids": Case(True, (1, "x")),
+    "return_tokens_as_token_ids": Case(True, (1, "x"), {"logprobs": True}),
+}
 PARAMETERS: dict[str, dict[str, Case]] = {
     "/v1/chat/completions": SAMPLING
+    | OUTPUT
+    | PROMPT
     | {
         "messages": Case([USER], (1, [], [1], [{"role": "king", "content": "x"}], [{"role": "user"}])),
         "max_completion_tokens": Case(3, (*NUMBER, -1, 2**31)),
@@ -101,6 +116,7 @@ PARAMETERS: dict[str, dict[str, Case]] = {
         "web_search_options": Case({}, (1,)),
     },
     "/v1/responses": {name: case for name, case in SAMPLING.items() if name not in ("n", "max_tokens")}
+    | OUTPUT
     | {
         "n": Case(1, (1,)),
         "stream_options": Case({"include_obfuscation": True}, (1, {"include_usage": True}), {"stream": True}),
@@ -141,7 +157,10 @@ PARAMETERS: dict[str, dict[str, Case]] = {
         **{name: Case({"id": "x"}, (1,)) for name in responses.REFUSED_FOR_COUNT},
     },
     "/v1/completions": SAMPLING
+    | OUTPUT
+    | PROMPT
     | {
+        "return_tokens_as_token_ids": Case(True, (1, "x"), {"logprobs": 1}),
         "prompt": Case("hello", (1, {}, [], ["a", 1], [[]], [-1], [99999])),
         "best_of": Case(2, (*NUMBER, -1, 17)),
         "echo": Case(True, (1, "x")),

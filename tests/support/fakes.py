@@ -130,6 +130,7 @@ class FakeLoader:
     chat_template: str | None = None
     chats: bool = True
     fim_template: str | None = None
+    append_eos: bool = False
     defaults: GenerationDefaults = field(default_factory=lambda: GenerationDefaults(eos_token_ids=frozenset({EOS})))
     ledger: BlockLedger | None = None
     engines: list[EngineThread] = field(default_factory=list)
@@ -140,7 +141,7 @@ class FakeLoader:
             self.gate.wait(timeout=30)
         if self.error is not None:
             raise self.error
-        hf = byte_tokenizer()
+        hf = byte_tokenizer(append_eos=self.append_eos)
         hf.response_template = self.response_template
         hf.chat_template = (self.chat_template or hf.chat_template) if self.chats else None
         tokenizer = Tokenizer(hf)

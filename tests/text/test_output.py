@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.sequence import FinishReason, StepOutput, TokenLogprobs
-from app.text.output import OutputProcessor, TextDelta
+from app.text.output import OutputOptions, OutputProcessor, TextDelta
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import EOS, byte_tokenizer
 
@@ -14,7 +14,7 @@ TOKENIZER = Tokenizer(byte_tokenizer())
 def process(
     ids: list[int], sizes: list[int], stop: tuple[str, ...], finish: FinishReason
 ) -> tuple[list[TextDelta], OutputProcessor]:
-    processor = OutputProcessor(TOKENIZER, stop=stop, stop_token_ids=frozenset({EOS}))
+    processor = OutputProcessor(TOKENIZER, options=OutputOptions(stop=stop), stop_token_ids=frozenset({EOS}))
     deltas: list[TextDelta] = []
     position = 0
     while not processor.is_done:
@@ -66,6 +66,6 @@ def test_a_stop_token_is_counted_and_not_shown() -> None:
 
 def test_special_tokens_are_shown_on_request() -> None:
     for skip, shown in ((True, "ab"), (False, "a<s>b")):
-        processor = OutputProcessor(TOKENIZER, skip_special_tokens=skip)
+        processor = OutputProcessor(TOKENIZER, options=OutputOptions(skip_special_tokens=skip))
         ids = [*TOKENIZER.encode("a"), 1, *TOKENIZER.encode("b")]
         assert processor.process(StepOutput(0, ids, FinishReason.LENGTH)).text == shown

@@ -12,8 +12,8 @@ TEXTS = st.text(alphabet="ab#日🎉", max_size=24)
 STOPS = st.lists(st.text(alphabet="ab#日🎉", min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-def run(stop: list[str], pieces: list[str]) -> tuple[str, list[str], bool]:
-    checker = StopChecker(stop)
+def run(stop: list[str], pieces: list[str], *, include: bool = False) -> tuple[str, list[str], bool]:
+    checker = StopChecker(stop, include=include)
     out: list[str] = []
     for piece in pieces:
         out.append(checker.add(piece))
@@ -29,21 +29,24 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-def expected(text: str, stop: list[str]) -> str:
-    positions = [text.find(one) for one in stop if one in text]
-    return text[: min(positions)] if positions else text
+def expected(text: str, stop: list[str], include: bool) -> str:
+    found = [(text.find(one), len(one)) for one in stop if one in text]
+    if not found:
+        return text
+    start, length = min(found)
+    return text[: start + length if include else start]
 
 
 @settings(max_examples=1000, deadline=None)
-@given(TEXTS, STOPS, st.lists(st.integers(0, 24), max_size=10))
-def test_the_cut_is_the_same_for_every_way_to_cut(text: str, stop: list[str], cuts: list[int]) -> None:
-    result, out, stopped = run(stop, pieces_of(text, cuts))
-    assert result == expected(text, stop)
+@given(TEXTS, STOPS, st.lists(st.integers(0, 24), max_size=10), st.booleans())
+def test_the_cut_is_the_same_for_every_way_to_cut(text: str, stop: list[str], cuts: list[int], include: bool) -> None:
+    result, out, stopped = run(stop, pieces_of(text, cuts), include=include)
+    assert result == expected(text, stop, include)
     assert stopped == any(one in text for one in stop)
     given_out = ""
     for piece in out:
         given_out += piece
-        assert expected(text, stop).startswith(given_out), "what is given out is never taken back"
+        assert expected(text, stop, include).startswith(given_out), "what is given out is never taken back"
 
 
 def test_text_is_given_out_as_soon_as_it_can_not_be_a_stop_string() -> None:

@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
+from app.api.schemas.output import PromptFields
 from app.api.schemas.tiers import ServiceTier, served_tier, tier_priority
 from app.api.schemas.tools import FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
@@ -64,7 +65,7 @@ class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, tag_field="ty
         return Constraint("json_schema", self.json_schema.schema, "response_format")
 
 
-class ChatRequest(SamplingFields, kw_only=True):
+class ChatRequest(PromptFields, kw_only=True):
     """`max_completion_tokens` wins over its older name `max_tokens`.
 
     `store`, `metadata`, `safety_identifier` and the `prompt_cache_*` steer OpenAI's own hosting; they can not change an answer
@@ -112,6 +113,12 @@ class ChatRequest(SamplingFields, kw_only=True):
             )
         if self.priority is not None and self.tier_priority:
             raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
+        self.check_prompt_fields(has_logprobs=bool(self.logprobs))
+        if self.truncation_side == "right":
+            raise UnsupportedParameter(
+                "`truncation_side` right is not supported in chat: it would cut off where the answer begins.",
+                param="truncation_side",
+            )
         self._check_continuation()
 
     def _check_continuation(self) -> None:
@@ -221,6 +228,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -231,6 +239,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     choices: list[ChatChoice]
     system_fingerprint: str
     service_tier: str | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     usage: Usage
 
 
@@ -247,6 +256,7 @@ class ChunkChoice(msgspec.Struct, kw_only=True):
     delta: ChoiceDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, kw_only=True):
@@ -257,4 +267,5 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     choices: list[ChunkChoice]
     system_fingerprint: str
     service_tier: str | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET

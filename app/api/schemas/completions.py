@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.api.schemas.common import SamplingFields, TokenCount, Usage
+from app.api.schemas.common import TokenCount, Usage
+from app.api.schemas.output import PromptFields
 from app.errors import Inapplicable, InvalidRequest
 
 REFUSED: dict[str, str] = {}
@@ -13,7 +14,7 @@ REFUSED: dict[str, str] = {}
 _Prompt = str | list[str | int | list[int]]
 
 
-class CompletionRequest(SamplingFields, kw_only=True):
+class CompletionRequest(PromptFields, kw_only=True):
     """`prompt` is a text, a list of texts, a list of token ids, or a list of lists of token ids.
 
     With a `suffix` that is not empty, what is generated is the text between the two.
@@ -60,6 +61,13 @@ class CompletionRequest(SamplingFields, kw_only=True):
             raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")
         if self.stream and self.num_candidates > (self.n or 1):
             raise InvalidRequest("`best_of` above `n` can not be streamed.", param="best_of")
+        self.check_prompt_fields(has_logprobs=self.logprobs is not None)
+        if self.suffix:
+            for name in ("add_special_tokens", "truncate_prompt_tokens"):
+                if getattr(self, name) is not None:
+                    raise Inapplicable(f"`{name}` is not possible with `suffix`, which sets the prompt's form.", param=name)
+        if self.add_special_tokens and not isinstance(self.prompts[0], str):
+            raise Inapplicable("`add_special_tokens` is for texts; ids are taken as they are.", param="add_special_tokens")
         if self.suffix and self.echo and self.logprobs is not None:
             raise Inapplicable(
                 "`echo` with `logprobs` is not possible with `suffix`: the model does not read the prompt as it is written.",
@@ -77,10 +85,14 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
+    """The token ids are there on request; in a stream `prompt_token_ids` are in a choice's first chunk."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: Literal["stop", "length", "content_filter"] | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

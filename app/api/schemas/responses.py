@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from app.api.schemas.common import SamplingFields, convert_object
+from app.api.schemas.common import convert_object
+from app.api.schemas.output import OutputFields
 from app.api.schemas.tiers import ServiceTier, tier_priority
 from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, OfferedTools, chosen_tools
 from app.errors import InvalidRequest, UnsupportedParameter
@@ -134,7 +135,7 @@ class Asked(Protocol):
     def text(self) -> TextOptions | None: ...
 
 
-class ResponseRequest(SamplingFields, kw_only=True):
+class ResponseRequest(OutputFields, kw_only=True):
     """`safety_identifier`, `user`, `metadata` and the `prompt_cache_*` can not change an answer; they come back in it.
 
     `max_tool_calls` counts calls of built-in tools, of which there are none. `input` may be left out to go on from
@@ -191,7 +192,7 @@ class ResponseRequest(SamplingFields, kw_only=True):
 
     def constraints(self) -> list[Constraint]:
         wanted = None if self.text is None or self.text.format is None else self.text.format.constraint()
-        return ([] if wanted is None else [wanted]) + SamplingFields.constraints(self)
+        return ([] if wanted is None else [wanted]) + OutputFields.constraints(self)
 
     @property
     def num_logprobs(self) -> int | None:
