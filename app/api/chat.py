@@ -1,5 +1,6 @@
 """Owns /v1/chat/completions. Knows no templates, and not how a conversation runs: api.conversation does."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from app.api.conversation import ChatPrompt, Choice, Conversation
 from app.api.generate import Generation
 from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
+from app.api.prompt_logprobs import check_scores_prompts, prompt_logprobs
 from app.api.requests import read_body, respond
 from app.api.schemas.chat import (
     REFUSED,
@@ -83,8 +85,11 @@ class _Answer:
             loaded.vocab_size,
             n=body.n or 1,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            prompt_logprobs=body.prompt_logprobs,
             **body.restrictions(loaded.vocab_size, loaded.tokenizer),
         )
+        if body.prompt_logprobs is not None:
+            check_scores_prompts(is_encoder_decoder=loaded.is_encoder_decoder, param="prompt_logprobs")
         if body.tier_priority:
             request = replace(request, priority=body.tier_priority)
         continues = bool(body.continue_final_message)
@@ -104,6 +109,7 @@ class _Answer:
 
     async def whole(self) -> ChatCompletion:
         await self._conversation.finish()
+        num_top = self._body.prompt_logprobs
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -112,6 +118,7 @@ class _Answer:
             system_fingerprint=self._fingerprint,
             service_tier=self._body.served_tier or UNSET,
             prompt_token_ids=self._conversation.prompt_ids if self._body.return_token_ids else UNSET,
+            prompt_logprobs=UNSET if num_top is None else await asyncio.to_thread(self._prompt_logprobs, num_top),
             usage=await self._conversation.usage(),
         )
 
@@ -137,6 +144,10 @@ class _Answer:
                 yield self._chunk(step.choice, ChoiceDelta(), finish_reason=self._finish_reason(step.choice), **more)
         if self._body.includes_usage:
             yield self._empty_chunk(usage=await self._conversation.usage())
+
+    def _prompt_logprobs(self, num_top: int) -> Any:
+        model = self._conversation.model
+        return prompt_logprobs(self._conversation.choices[0].candidate, model.loaded.tokenizer, num_top)
 
     def _whole_choice(self, choice: Choice) -> ChatChoice:
         answer = choice.answer

@@ -65,6 +65,7 @@ _SUFFIX = "where the model's tokenizer has fill-in-the-middle tokens, or FIM_TEM
 _OUTPUT = {
     "allowed_token_ids": "not beside what says itself what comes next (`response_format`, forced calls, ...).",
     "bad_words": "by the tokens that spell a word at the beginning of a line and behind a space; not beside `response_format`.",
+    "prompt_logprobs": "not for encoder-decoder models, and not with `stream`.",
     "return_tokens_as_token_ids": "with `logprobs`.",
     "truncate_prompt_tokens": "more than the model takes is refused; -1 is what fits beside `max_tokens`.",
 }

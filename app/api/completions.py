@@ -15,6 +15,7 @@ from app.api.context import Context, new_id
 from app.api.generate import Candidate, Generation, Prompt
 from app.api.lenient import may_be_lenient
 from app.api.openapi import documented
+from app.api.prompt_logprobs import check_scores_prompts, prompt_logprobs
 from app.api.requests import read_body, respond
 from app.api.schemas.common import check_token_id
 from app.api.schemas.completions import (
@@ -147,12 +148,9 @@ class _Answer:
     async def submit(self) -> None:
         body, model = self._body, self._generation.model
         loaded = model.loaded
-        if body.echo and body.logprobs is not None and loaded.is_encoder_decoder:
-            raise UnsupportedParameter(
-                "`echo` with `logprobs` is not supported for encoder-decoder models: the encoder reads the prompt as a whole, "
-                "so its tokens have no probabilities.",
-                param="echo",
-            )
+        for param, is_asked in (("echo", self._scores_prompt), ("prompt_logprobs", body.prompt_logprobs is not None)):
+            if is_asked:
+                check_scores_prompts(is_encoder_decoder=loaded.is_encoder_decoder, param=param)
         ranks = body.num_candidates > (body.n or 1)
         constraint = body.constraint
         request = body.sampling_request(
@@ -164,7 +162,7 @@ class _Answer:
             # Candidates are ranked by their tokens' logprobs.
             logprobs=0 if body.logprobs is None and ranks else body.logprobs,
             logprobs_param="best_of" if body.logprobs is None else "logprobs",
-            prompt_logprobs=body.logprobs if body.echo else None,
+            prompt_logprobs=max(body.logprobs or 0, body.prompt_logprobs or 0),
         )
         infill = _infill_of(model) if body.suffix else None
         if infill is not None and not body.ignore_eos:
@@ -177,7 +175,10 @@ class _Answer:
                 max_tokens = model.default_max_tokens(len(prompt.ids), otherwise=DEFAULT_MAX_TOKENS)
             model.check_length(len(prompt.ids), max_tokens, what="prompt")
             for choice in range(body.num_candidates):
-                checked.append((prompt, model.resolve(request, max_tokens=max_tokens, choice=choice)))
+                # One candidate of each prompt is enough, unless every one repeats the prompt with its logprobs.
+                scores = self._scores_prompt or (choice == 0 and body.prompt_logprobs is not None)
+                one = request if scores else replace(request, prompt_logprobs=None)
+                checked.append((prompt, model.resolve(one, max_tokens=max_tokens, choice=choice)))
         num_prompt_tokens = sum(len(prompt.ids) for prompt, _ in checked)
         self._generation.check_tokens(num_prompt_tokens, sum(params.max_tokens for _, params in checked), "prompt")
         # Only now, so that a prompt which is refused leaves nothing running.
@@ -199,7 +200,15 @@ class _Answer:
             self._logprobs(candidate, tokens.get(candidate.index, []), with_prompt=True),
             _finish_reason(candidate),
             *self._ids(candidate, with_prompt=True),
+            self._prompt_logprobs(candidate),
         )
+
+    def _prompt_logprobs(self, candidate: Candidate) -> Any:
+        num_top = self._body.prompt_logprobs
+        if num_top is None:
+            return UNSET
+        first = self._generation.candidates[candidate.index - candidate.index % self._body.num_candidates]
+        return prompt_logprobs(first, self._generation.model.loaded.tokenizer, num_top)
 
     async def chunks(self) -> AsyncIterator[Completion]:
         begun: set[int] = set()

@@ -165,7 +165,11 @@ class Conversation:
         calls = await grammar_of_calls(model, offered, rendered.text, request)
         if calls is not None:
             request = replace(request, grammar=calls, grammar_param=offered.param)
-        self._params = [model.resolve(request, max_tokens=max_tokens, choice=choice) for choice in range(request.n)]
+        # The prompt's tokens are scored once.
+        unscored = replace(request, prompt_logprobs=None)
+        self._params = [
+            model.resolve(unscored if choice else request, max_tokens=max_tokens, choice=choice) for choice in range(request.n)
+        ]
         encoded = Prompt(rendered.ids, "")
         # Only now, so that a request which is refused leaves nothing running.
         for params in self._params:

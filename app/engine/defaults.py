@@ -156,7 +156,7 @@ def _refuse_with_beams(request: SamplingRequest) -> None:
         value = getattr(request, name)
         # 0 asks for logprobs (of the sampled token only), but leaves a penalty off.
         if value is not None and (value or name.endswith("logprobs")):
-            raise _not_with_beams(request.logprobs_param if name.endswith("logprobs") else name)
+            raise _not_with_beams(request.logprobs_param if name == "logprobs" else name)
 
 
 def _not_with_beams(param: str) -> UnsupportedParameter:

@@ -77,7 +77,7 @@ class BatchSampler:
             part = targets[start : start + PROMPT_LOGPROBS_SLICE]
             chosen = torch.tensor(part, device=logits.device)
             rows = logits[start : start + len(part)].float()
-            entries += _token_logprobs(rows, chosen, [seq.params.prompt_logprobs or 0] * len(part))
+            entries += _token_logprobs(rows, chosen, [seq.params.prompt_logprobs or 0] * len(part), ranked=True)
         return entries
 
     def _advance_beams(self, logits: torch.Tensor, seq: Sequence) -> Sampled | Exception:
@@ -309,15 +309,20 @@ def _logprobs_of(logits: torch.Tensor, token_ids: tuple[int, ...]) -> tuple[floa
     return tuple(logits.log_softmax(dim=-1)[torch.tensor(token_ids, device=logits.device)].tolist())
 
 
-def _token_logprobs(logits: torch.Tensor, chosen: torch.Tensor, num_top: list[int]) -> list[TokenLogprobs]:
+def _token_logprobs(
+    logits: torch.Tensor, chosen: torch.Tensor, num_top: list[int], *, ranked: bool = False
+) -> list[TokenLogprobs]:
     """Return the logprob of `chosen` [rows] and of the `num_top[row]` best tokens, from `logits` [rows, vocabulary]."""
     logprobs = logits.log_softmax(dim=-1)
-    own = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).tolist()
+    columns = logprobs.gather(-1, chosen.unsqueeze(-1))
+    own = columns.squeeze(-1).tolist()
+    # As vLLM counts them: a token that is as likely as another one is behind it.
+    ranks = (logprobs >= columns).sum(dim=-1).tolist() if ranked else [0] * len(own)
     width = min(max(num_top), logits.shape[-1])
     values, ids = logprobs.topk(width, dim=-1)
     return [
-        TokenLogprobs(token_id, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
-        for token_id, logprob, row_ids, row_values, count in zip(
-            chosen.tolist(), own, ids.tolist(), values.tolist(), num_top, strict=True
+        TokenLogprobs(token_id, logprob, tuple(zip(row_ids[:count], row_values[:count], strict=True)), rank=rank)
+        for token_id, logprob, row_ids, row_values, count, rank in zip(
+            chosen.tolist(), own, ids.tolist(), values.tolist(), num_top, ranks, strict=True
         )
     ]

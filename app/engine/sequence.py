@@ -77,12 +77,14 @@ class TokenLogprobs:
     """Natural-log probabilities at one position, from the raw float32 logits.
 
     `top` holds the most likely (token id, logprob) pairs, best first; `asked` the logprobs of the params' `logprob_token_ids`.
+    `rank` is how many tokens are as likely or likelier, 1 for the best; it is known of the tokens of prompts only.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     asked: tuple[float, ...] = ()
+    rank: int = 0
 
 
 @dataclass(slots=True)

@@ -79,6 +79,7 @@ PROMPT = {
     "truncation_side": Case("left", (1, "middle"), {"truncate_prompt_tokens": 2}),
     "return_token_ids": Case(True, (1, "x")),
     "return_tokens_as_token_ids": Case(True, (1, "x"), {"logprobs": True}),
+    "prompt_logprobs": Case(2, (*NUMBER, -1, 21)),
 }
 PARAMETERS: dict[str, dict[str, Case]] = {
     "/v1/chat/completions": SAMPLING

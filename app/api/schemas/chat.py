@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
-from app.api.schemas.output import PromptFields
+from app.api.schemas.output import PromptFields, PromptLogprob
 from app.api.schemas.tiers import ServiceTier, served_tier, tier_priority
 from app.api.schemas.tools import FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
@@ -240,6 +240,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     system_fingerprint: str
     service_tier: str | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
     usage: Usage
 
 

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import TokenCount, Usage
-from app.api.schemas.output import PromptFields
+from app.api.schemas.output import PromptFields, PromptLogprob
 from app.errors import Inapplicable, InvalidRequest
 
 REFUSED: dict[str, str] = {}
@@ -93,6 +93,7 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: Literal["stop", "length", "content_filter"] | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

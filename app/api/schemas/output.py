@@ -5,7 +5,7 @@ Knows no endpoint. openai-python sends them with `extra_body`.
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from app.api.schemas.common import SamplingFields, TokenCount, check_token_id
 from app.errors import Inapplicable, InvalidRequest
@@ -54,7 +54,8 @@ class OutputFields(SamplingFields, kw_only=True):
 
 class PromptFields(OutputFields, kw_only=True):
     """`truncate_prompt_tokens` cuts a long prompt to so many tokens (-1: what the model has room for), at its beginning unless
-    `truncation_side` says otherwise. `return_tokens_as_token_ids` spells the tokens of logprobs `token_id:5`.
+    `truncation_side` says otherwise. `return_tokens_as_token_ids` spells the tokens of logprobs `token_id:5`. `prompt_logprobs`
+    is how many of the best tokens come with each token of the prompt.
     """
 
     add_special_tokens: bool | None = None
@@ -62,6 +63,7 @@ class PromptFields(OutputFields, kw_only=True):
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
     def check_prompt_fields(self, *, has_logprobs: bool) -> None:
         if self.truncate_prompt_tokens == 0:
@@ -74,6 +76,8 @@ class PromptFields(OutputFields, kw_only=True):
             raise Inapplicable("`truncation_side` needs `truncate_prompt_tokens`.", param="truncation_side")
         if self.return_tokens_as_token_ids and not has_logprobs:
             raise Inapplicable("`return_tokens_as_token_ids` needs `logprobs`.", param="return_tokens_as_token_ids")
+        if self.prompt_logprobs is not None and self.stream:
+            raise Inapplicable("`prompt_logprobs` can not be streamed.", param="prompt_logprobs")
 
     def truncation(self, context_length: int, room: int) -> Truncation | None:
         """Return how prompts are cut, None if they are not; `room` is how many tokens of a prompt fit the model.
@@ -90,6 +94,14 @@ class PromptFields(OutputFields, kw_only=True):
                 code="invalid_value",
             )
         return Truncation(max(1, room) if wanted == -1 else wanted, self.truncation_side or "left")
+
+
+class PromptLogprob(Struct):
+    """One token that could be at a place of the prompt; `rank` 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 def spelled(token: TokenAlternative, *, as_id: bool) -> str:
