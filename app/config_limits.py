@@ -17,6 +17,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rena
     """LIMITS."""
 
     n: Annotated[int, whole("Choices for one prompt (`n`, `best_of`).", 1, 1024)] = 16
+    beams: Annotated[int, whole("Beams of one beam search (`num_beams`).", 1, 64)] = 8
     prompts: Annotated[int, whole("Prompts of one completion.", 1, 65536)] = 64
     inputs: Annotated[int, whole("Texts of one embeddings request.", 1, 65536)] = 2048
     messages: Annotated[int, whole("Messages of a conversation.", 1)] = 2048

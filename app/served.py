@@ -20,6 +20,7 @@ from app.errors import (
     InvalidRequest,
     ModelLoading,
     QueueFull,
+    UnsupportedParameter,
 )
 from app.loading import Loaded, LoadedEmbedder, Loader
 from app.versions import package_version
@@ -227,7 +228,14 @@ class ServedModel:
                 f"`min_tokens` ({request.min_tokens}) is more than the {max_tokens} tokens that may be generated.",
                 param="min_tokens",
             )
-        return self.loaded.defaults.resolve(request, max_tokens=max_tokens, choice=choice)
+        loaded = self.loaded
+        if request.forced_bos_token_id is not None and not (loaded.is_encoder_decoder and loaded.num_decoder_start_tokens == 1):
+            raise UnsupportedParameter(
+                f"`forced_bos_token_id` is not supported by the model `{self.name}`: it is for encoder-decoder models, whose "
+                "decoders begin with one token.",
+                param="forced_bos_token_id",
+            )
+        return loaded.defaults.resolve(request, max_tokens=max_tokens, choice=choice)
 
 
 class Admission:

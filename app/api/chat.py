@@ -86,7 +86,7 @@ class _Answer:
             n=body.n or 1,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
-            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
+            **body.sampling_extras(loaded.vocab_size, loaded.tokenizer),
         )
         if body.prompt_logprobs is not None:
             check_scores_prompts(is_encoder_decoder=loaded.is_encoder_decoder, param="prompt_logprobs")

@@ -62,7 +62,18 @@ _HOSTING = {
     "safety_identifier": "nothing here is counted by user.",
 }
 _SUFFIX = "where the model's tokenizer has fill-in-the-middle tokens, or FIM_TEMPLATE names them; else refused."
-_OUTPUT = {
+_BEAMS = {
+    "early_stopping": "with `num_beams` of at least 2.",
+    "encoder_no_repeat_ngram_size": "not beside what says itself what comes next.",
+    "forced_bos_token_id": "encoder-decoder models; not beside what says itself what comes next.",
+    "forced_eos_token_id": "not beside what says itself what comes next.",
+    "length_penalty": "with `num_beams` of at least 2.",
+    "no_repeat_ngram_size": "not beside what says itself what comes next.",
+    "num_beams": "`n` of them at most are returned, all tokens at the end; not with logprobs, sampling, `response_format`, "
+    "`logit_bias` and OpenAI's penalties.",
+    "use_beam_search": "with `num_beams`, or with as many beams as `n`.",
+}
+_OUTPUT = _BEAMS | {
     "allowed_token_ids": "not beside what says itself what comes next (`response_format`, forced calls, ...).",
     "bad_words": "by the tokens that spell a word at the beginning of a line and behind a space; not beside `response_format`.",
     "prompt_logprobs": "not for encoder-decoder models, and not with `stream`.",
@@ -105,6 +116,7 @@ ENDPOINTS = (
             "text": "`format`; `verbosity` of medium.",
             "tools": "functions; built-in tools are refused.",
         }
+        | _BEAMS
         | {name: _OUTPUT[name] for name in ("allowed_token_ids", "bad_words")},
     ),
     Endpoint("/v1/responses/input_tokens", responses.InputTokensRequest, responses.REFUSED_FOR_COUNT),

@@ -155,7 +155,7 @@ class _Answer:
         constraint = body.constraint
         request = body.sampling_request(
             loaded.vocab_size,
-            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
+            **body.sampling_extras(loaded.vocab_size, loaded.tokenizer),
             grammar=None if constraint is None else await loaded.grammars.compile(constraint),
             grammar_param="" if constraint is None else constraint.param,
             n=body.num_candidates,

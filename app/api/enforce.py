@@ -27,7 +27,7 @@ async def grammar_of_calls(
     if not offered.wants_grammar:
         return None
     loaded = model.loaded
-    if not offered.needs_grammar and (request.contradicts_grammar or loaded.defaults.num_beams > 1):
+    if not offered.needs_grammar and (request.contradicts_grammar or loaded.defaults.beams(request) > 1):
         return None  # which a grammar would contradict
     try:
         constraint = await asyncio.to_thread(

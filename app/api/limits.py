@@ -53,6 +53,7 @@ class _Rule(NamedTuple):
 RULES = (
     _Rule("n", "n", _number, ""),
     _Rule("best_of", "n", _number, ""),
+    _Rule("num_beams", "beams", _number, ""),
     _Rule("prompt", "prompts", _texts_or_lists, "prompts"),
     _Rule("prompt", "text_characters", _longest_text, "characters"),
     _Rule("prompt", "prompt_tokens", _longest_ids, "token ids"),

@@ -211,7 +211,7 @@ class _Answer:
             loaded.vocab_size,
             n=1,
             logprobs=body.num_logprobs,
-            **body.restrictions(loaded.vocab_size, loaded.tokenizer),
+            **body.sampling_extras(loaded.vocab_size, loaded.tokenizer),
         )
         if tier_priority(body.service_tier):
             request = replace(request, priority=tier_priority(body.service_tier))

@@ -53,8 +53,8 @@ class BeamSearch:
 
     @property
     def result(self) -> list[int]:
-        best = max(self._finished, key=lambda beam: beam.score, default=self._running[0])
-        return list(best.ids)
+        """The answer: the params' `choice`-th best finished beam, and where too few have finished, running ones after them."""
+        return list([*self._finished, *self._running][self._params.choice].ids)
 
     def advance(self, logits: torch.Tensor) -> None:
         """Take the step that `logits` [num_beams, vocabulary] (float32) allow."""

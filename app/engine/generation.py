@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from app.engine.defaults import GenerationDefaults
+from app.engine.ngrams import NgramBlocker
 from app.engine.sequence import SamplingParams, Sequence
 from app.errors import ConfigError
 
@@ -56,6 +58,9 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_return_sequences": (1,),
     "use_mtp": (False,),
 }
+
+# Options of `SamplingParams` that say what the configuration's say.
+_OWN_OPTIONS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id")
 
 Processors = list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
@@ -134,7 +139,7 @@ def decoder_start_ids(model: PreTrainedModel, config: GenerationConfig, path: st
 class ProcessorFactory:
     """Makes transformers' own logits processors for one sequence, exactly those that `generate` would use.
 
-    `needed` is False when the model's options ask for none: then only beam search calls it.
+    `needed` is False when the model's options ask for none: then only beam search calls it, and sequences with their own.
     """
 
     def __init__(self, model: PreTrainedModel, config: GenerationConfig) -> None:
@@ -159,12 +164,16 @@ class ProcessorFactory:
         config.do_sample = False
         config.max_length = seq.num_decoder_prompt_tokens + seq.params.max_tokens
         config.max_new_tokens = None
-        beams = seq.params.num_beams > 1
+        for name in _OWN_OPTIONS:
+            if getattr(seq.params, name) is not None:
+                setattr(config, name, getattr(seq.params, name))
+        beams = seq.is_beam_search
         config.repetition_penalty = seq.params.repetition_penalty if beams else None
         config.min_new_tokens = seq.params.min_tokens if beams else None
-        if not beams and not self.needed:
+        if not beams and not self.needed and not seq.params.has_own_options:
             return []
-        if seq.params.grammar is not None or seq.params.allowed_token_ids is not None:
+        is_held = seq.params.grammar is not None or seq.params.allowed_token_ids is not None
+        if is_held and seq.params.forced_eos_token_id is None:
             config.forced_eos_token_id = None  # it would end a text that is not complete, or is not allowed
         device = self._model.device
         self._model._prepare_special_tokens(config, device=device, batch_size=1)
@@ -176,4 +185,8 @@ class ProcessorFactory:
             device=str(device),
             model_kwargs={},
         )
-        return list(processors)
+        if beams:
+            return list(processors)
+        return [
+            NgramBlocker(seq, one.ngram_size) if isinstance(one, NoRepeatNGramLogitsProcessor) else one for one in processors
+        ]

@@ -29,6 +29,7 @@ from app.engine.generation import (
     generation_defaults,
     merged_generation_config,
 )
+from app.engine.hybrid import HybridRunner
 from app.engine.kv_cache import BlockLedger
 from app.engine.linear import quicken
 from app.engine.loaded import LoadedModel
@@ -77,7 +78,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
     engine = EngineThread(
         runner,
-        BatchSampler(processors if processors.needed or defaults.num_beams > 1 else None),
+        BatchSampler(processors, for_all=processors.needed),
         Scheduler(
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
@@ -120,8 +121,9 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
 
 def _runner(
     model: PreTrainedModel, generation_config: GenerationConfig, settings: ModelSettings, context_length: int, name: str
-) -> tuple[SequentialRunner | PagedRunner, BlockLedger | None]:
+) -> tuple[SequentialRunner | HybridRunner, BlockLedger | None]:
     """Return the paged runner with its ledger if the model runs faithfully in paged batches, else the sequential one."""
+    attention = model.config._attn_implementation or "eager"
     try:
         if (generation_config.num_beams or 1) > 1:
             raise UnsuitableModelError("it decodes with beam search")
@@ -146,7 +148,9 @@ def _runner(
     )
     runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
     runner.record_decode_steps(settings.max_num_seqs, context_length)
-    return runner, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
+    # Requests may ask for beams of a model that has none by itself.
+    hybrid = HybridRunner(model, runner, SequentialRunner(model, generation_config), attention)
+    return hybrid, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
 
 
 def choose_device(settings: ModelSettings, path: str) -> str | None:

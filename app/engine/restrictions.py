@@ -35,6 +35,18 @@ class Restrictions:
             scores[torch.tensor(last, device=scores.device)] = -torch.inf
 
 
+def restrict_beams(seq: Sequence, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the `scores` [beams, vocabulary] of a beam search, whose tokens are `input_ids` [beams, length], restricted."""
+    start = seq.num_decoder_prompt_tokens
+    if input_ids.shape[1] - start < seq.params.num_forced_tokens:
+        return scores
+    restrictions = Restrictions(seq.params, scores.shape[-1], scores.device)
+    scores = scores.clone()
+    for row, ids in zip(scores, input_ids[:, start:].tolist(), strict=True):
+        restrictions.apply(row, ids)
+    return scores
+
+
 def restrict(scores: torch.Tensor, seq: Sequence) -> None:
     """Apply the restrictions of `seq` to its `scores` [vocabulary], in place; what the model's configuration dictates wins."""
     if seq.num_generation_tokens < seq.params.num_forced_tokens:

@@ -9,13 +9,14 @@ import enum
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from app.engine.beam import BeamSearch
 from app.engine.constraints import Constraints, is_constrained
-from app.engine.restrictions import is_restricted, restrict
+from app.engine.restrictions import is_restricted, restrict, restrict_beams
 from app.engine.runner import Sampled
 from app.engine.sequence import NothingAllowedError, SamplingParams, Sequence, TokenLogprobs
 
@@ -28,8 +29,9 @@ GREEDY_BELOW = 1e-5
 # The same for a division by the repetition penalty, with room for that by the temperature after it.
 LEAST_REPETITION_PENALTY = 1e-20
 
-# (sequence) -> callables (input_ids [rows, length], scores [rows, vocabulary]) -> scores, or an empty list.
-ProcessorFactory = Callable[[Sequence], list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
+# (input_ids [rows, length], scores [rows, vocabulary]) -> scores
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+ProcessorFactory = Callable[[Sequence], list[Processor]]
 
 
 class NotFiniteError(Exception):
@@ -39,12 +41,13 @@ class NotFiniteError(Exception):
 class BatchSampler:
     """Samples every row of a batch at once.
 
-    `processors` makes the transformers logits processors that the model's generation config asks for (see
-    `generation.GenerationDefaults`); they run per sequence, so most models have none.
+    `processors` makes transformers' logits processors for a sequence, which the model's generation config may ask for, or the
+    sequence's own parameters (`SamplingParams.has_own_options`). With `for_all` False they are made for the latter only.
     """
 
-    def __init__(self, processors: ProcessorFactory | None = None) -> None:
+    def __init__(self, processors: ProcessorFactory | None = None, *, for_all: bool = True) -> None:
         self._processors = processors
+        self._for_all = for_all
         self._constraints = Constraints()
 
     @torch.inference_mode()
@@ -83,7 +86,7 @@ class BatchSampler:
     def _advance_beams(self, logits: torch.Tensor, seq: Sequence) -> Sampled | Exception:
         try:
             if seq.beam_search is None:
-                seq.beam_search = BeamSearch(seq, self._processors(seq) if self._processors else [])
+                seq.beam_search = BeamSearch(seq, self._processors_of_beams(seq))
             if not torch.isfinite(logits.max()):
                 raise NotFiniteError("the model's logits are not finite")
             seq.beam_search.advance(logits.float())
@@ -91,9 +94,16 @@ class BatchSampler:
             return error
         return Sampled(seq.beam_search.result, done=True) if seq.beam_search.is_done else Sampled([])
 
+    def _processors_of_beams(self, seq: Sequence) -> list[Processor]:
+        processors = self._processors(seq) if self._processors else []
+        return [*processors, partial(restrict_beams, seq)] if is_restricted(seq.params) else processors
+
+    def _takes_processors(self, seq: Sequence) -> bool:
+        return self._processors is not None and (self._for_all or seq.params.has_own_options)
+
     def _sample_rows(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | Exception]:
         raw = logits.float()
-        scores = raw.clone() if any(_changes_scores(seq, self._processors) for seq in sequences) else raw
+        scores = raw.clone() if any(map(self._changes_scores, sequences)) else raw
         errors: dict[int, Exception] = {}
         for row, seq in enumerate(sequences):
             try:
@@ -102,7 +112,7 @@ class BatchSampler:
                 errors[row] = error
         constrained = [row for row, seq in enumerate(sequences) if is_constrained(seq)]
         if constrained:
-            otherwise = None if self._processors is None else raw
+            otherwise = raw if self._processors is not None and self._for_all else None
             errors = self._constraints.apply(scores, constrained, sequences, otherwise) | errors
         tokens = _choose(scores, sequences)
         # One read from the device for everything the step decides.
@@ -129,14 +139,28 @@ class BatchSampler:
                 results.append(Sampled([tokens_list[row]], [logprobs[row]] if row in logprobs else None))
         return results
 
+    def _changes_scores(self, seq: Sequence) -> bool:
+        params = seq.params
+        return bool(
+            self._takes_processors(seq)
+            or params.logit_bias
+            or params.repetition_penalty != 1.0
+            or params.frequency_penalty
+            or params.presence_penalty
+            or params.min_tokens
+            or params.grammar is not None
+            or is_restricted(params)
+        )
+
     def _process(self, scores: torch.Tensor, row: int, seq: Sequence) -> None:
         """Apply what changes one row's scores, in place."""
         params = seq.params
         if params.stop_token_ids and seq.num_generation_tokens < params.min_tokens:
             # First, as in transformers: a forced end of the sequence comes after it and wins.
             scores[row, torch.tensor(sorted(params.stop_token_ids), device=scores.device)] = -torch.inf
-        if self._processors is not None:
+        if self._takes_processors(seq):
             if seq.processors is None:
+                assert self._processors is not None
                 seq.processors = self._processors(seq)
             if seq.processors:
                 input_ids = torch.tensor([seq.token_ids], device=scores.device)
@@ -169,20 +193,6 @@ def _why_not_finite(raw: torch.Tensor, seq: Sequence) -> Exception:
     if is_restricted(seq.params) and torch.isfinite(raw.max()):
         return NothingAllowedError("`allowed_token_ids` and `bad_words` leave no token to go on with.")
     return NotFiniteError("the model's logits are not finite")
-
-
-def _changes_scores(seq: Sequence, processors: ProcessorFactory | None) -> bool:
-    params = seq.params
-    return bool(
-        processors is not None
-        or params.logit_bias
-        or params.repetition_penalty != 1.0
-        or params.frequency_penalty
-        or params.presence_penalty
-        or params.min_tokens
-        or params.grammar is not None
-        or is_restricted(params)
-    )
 
 
 def _choose(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:

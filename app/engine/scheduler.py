@@ -30,7 +30,7 @@ class Scheduler:
 
     With a `ledger`, a sequence runs only while it has blocks for its tokens. When they run out, of those with the highest
     `priority` number the one that came last is preempted: its blocks are taken, and it waits, first of its priority, to be
-    computed again. It never fails for that.
+    computed again. It never fails for that. A beam search has no blocks, and its prompt is computed in one piece.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Scheduler:
 
     def commit(self, seq: Sequence) -> None:
         """Take note that more of a sequence's tokens are computed."""
-        if self.ledger is not None:
+        if self.ledger is not None and not seq.is_beam_search:
             self.ledger.commit(seq)
 
     def abort(self, seq_id: int) -> Sequence | None:
@@ -127,7 +127,8 @@ class Scheduler:
         return self._take(seq, budget, batch)
 
     def _share(self, seq: Sequence, budget: int) -> int:
-        return min(seq.num_new_tokens, budget) if self.chunked_prefill else seq.num_new_tokens
+        in_pieces = self.chunked_prefill and not seq.is_beam_search
+        return min(seq.num_new_tokens, budget) if in_pieces else seq.num_new_tokens
 
     def _take(self, seq: Sequence, budget: int, batch: list[ScheduledSequence]) -> int:
         """Put what fits of `seq` into the batch; return what it costs: its tokens, and those that the encoder has to read."""
@@ -138,7 +139,7 @@ class Scheduler:
 
     def _admit(self, seq: Sequence) -> bool:
         """Move the first waiting sequence to the running ones, if its whole prompt has room."""
-        if self.ledger is not None:
+        if self.ledger is not None and not seq.is_beam_search:
             if any(_computes_the_prompt_of(other, seq) for other in self.running):
                 return False  # one step later its blocks can be shared
             seq.num_computed_tokens = self.ledger.match_prefix(seq)
@@ -156,11 +157,11 @@ class Scheduler:
 
     def _make_room(self, seq: Sequence, num_new_tokens: int, batch: list[ScheduledSequence]) -> bool:
         """Get blocks for the next tokens of a running sequence; False if it had to be preempted itself."""
-        if self.ledger is None:
+        if self.ledger is None or seq.is_beam_search:
             return True
         while not self.ledger.allocate(seq, seq.num_computed_tokens + num_new_tokens):
             scheduled = {scheduled.seq.seq_id for scheduled in batch}
-            candidates = [other for other in reversed(self.running) if other.seq_id not in scheduled]
+            candidates = [one for one in reversed(self.running) if one.seq_id not in scheduled and not one.is_beam_search]
             victim = max(candidates, key=lambda other: other.params.priority)  # the first of equals: the one that came last
             self._preempt(victim)
             if victim is seq:

@@ -40,10 +40,11 @@ class SamplingParams:
     beside each generation token, likely or not (with `logprobs`). `choice` numbers the continuations of one prompt, so
     that n choices with one seed differ and still repeat. A token of `stop_token_ids` (the model's EOS among them, unless the
     request ignores it) ends the sequence and is counted. `num_beams` > 1 is beam search: greedy, all tokens at the end, no
-    logprobs. Sequences with a lower `priority` are scheduled first. With a `grammar`, only what it allows is generated, after
-    the first `num_forced_tokens` that the model's own configuration dictates, and `stop_token_ids` are possible only where the
-    text is complete. `allowed_token_ids` are the only tokens there are (None: all), and no sequence of `bad_words_ids` is
-    completed, both after the first `num_forced_tokens` as well.
+    logprobs; `choice` is then the place of the answer among the best ones. The four after `stop_token_ids` are transformers'
+    options; None leaves them to the model's configuration. Sequences with a lower `priority` are scheduled first. With a
+    `grammar`, only what it allows is generated, after the first `num_forced_tokens` that the configuration dictates, and
+    `stop_token_ids` are possible only where the text is complete. `allowed_token_ids` are the only tokens there are (None:
+    all), and no sequence of `bad_words_ids` is completed, both after the first `num_forced_tokens` as well.
     """
 
     max_tokens: int
@@ -62,6 +63,10 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     num_beams: int = 1
@@ -70,6 +75,17 @@ class SamplingParams:
     priority: int = 0
     grammar: "Grammar | None" = None
     num_forced_tokens: int = 0
+
+    @property
+    def has_own_options(self) -> bool:
+        """Whether transformers' logits processors have to be made for this sequence, whatever the model's configuration is."""
+        options = (
+            self.no_repeat_ngram_size,
+            self.encoder_no_repeat_ngram_size,
+            self.forced_bos_token_id,
+            self.forced_eos_token_id,
+        )
+        return options != (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +216,10 @@ class Sequence:
     def num_rows(self) -> int:
         """Rows of logits that this sequence has in a batch."""
         return self.params.num_beams
+
+    @property
+    def is_beam_search(self) -> bool:
+        return self.params.num_beams > 1
 
     @property
     def is_finished(self) -> bool:

@@ -39,6 +39,7 @@ class Case(typing.NamedTuple):
     beside: Mapping[str, Any] = MappingProxyType({})
 
 
+ONLY_SEQ2SEQ = {"forced_bos_token_id"}
 NUMBER = ("x", [], {})
 SAMPLING = {
     "model": Case(MODEL, (1, "", "x" * 513)),
@@ -68,6 +69,14 @@ SAMPLING = {
     "guided_grammar": Case('start: "a"', (1, "start: (", "start: missing")),
 }
 OUTPUT = {
+    "num_beams": Case(2, (*NUMBER, 0, 9, 1.5)),
+    "use_beam_search": Case(True, (1, "x"), {"num_beams": 2}),
+    "length_penalty": Case(2.5, (*NUMBER, -11, 11), {"num_beams": 2}),
+    "early_stopping": Case("never", (1, "always"), {"num_beams": 2}),
+    "no_repeat_ngram_size": Case(2, (*NUMBER, -1, 1025, 1.5)),
+    "encoder_no_repeat_ngram_size": Case(2, (*NUMBER, -1, 1025, 1.5)),
+    "forced_bos_token_id": Case(65, (*NUMBER, -1, 99999)),
+    "forced_eos_token_id": Case(65, (*NUMBER, -1, 99999)),
     "skip_special_tokens": Case(False, (1, "x")),
     "include_stop_str_in_output": Case(True, (1, "x"), {"stop": "a"}),
     "bad_words": Case(["damn"], (1, [1], [""], ["x"] * 65, ["x" * 257])),
@@ -232,6 +241,12 @@ def text_server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
+def seq2seq_server() -> Iterator[LiveServer]:
+    with live_server(FakeLoader(chat_template=TEMPLATE), type=ModelType.SEQ2SEQ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def embedding_server() -> Iterator[LiveServer]:
     loader: Any = FakeEmbeddingLoader(runner=FakePoolingRunner())
     with live_server(loader, type=ModelType.EMBEDDING) as server:
@@ -239,8 +254,16 @@ def embedding_server() -> Iterator[LiveServer]:
 
 
 @pytest.mark.parametrize(("endpoint", "name", "fate"), ROWS)
-def test_fate(endpoint: Endpoint, name: str, fate: Fate, text_server: LiveServer, embedding_server: LiveServer) -> None:
+def test_fate(
+    endpoint: Endpoint,
+    name: str,
+    fate: Fate,
+    text_server: LiveServer,
+    seq2seq_server: LiveServer,
+    embedding_server: LiveServer,
+) -> None:
     server = embedding_server if "embeddings" in endpoint.route else text_server
+    server = seq2seq_server if name in ONLY_SEQ2SEQ else server
     case = PARAMETERS[endpoint.route][name]
     needed = {"model": MODEL} | NEEDED[endpoint.route] | dict(case.beside)
 

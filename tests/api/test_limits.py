@@ -21,7 +21,7 @@ QUESTION = {"type": "predicate", "instructions": "?"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SMALL = Limits(
     n=2, prompts=3, inputs=3, messages=2, items=2, tools=1, questions=2, text_characters=10, prompt_tokens=8, request_tokens=60,
-    stop=2, stop_characters=3, stop_token_ids=2, logit_bias=2, template_variables=1, allowed_token_ids=2, bad_words=1,
+    stop=2, stop_characters=3, stop_token_ids=2, logit_bias=2, template_variables=1, allowed_token_ids=2, bad_words=1, beams=2,
 )  # fmt: skip
 COMPLETION, CHAT, DECISION = "/v1/completions", "/v1/chat/completions", "/v1/decisions"
 RESPONSE = "/v1/responses"
@@ -50,6 +50,7 @@ CASES: list[tuple[str, str, Any, Any]] = [
     (COMPLETION, "stop", ["a", "xxxx"], ["a", "xxx"]),
     (COMPLETION, "stop_token_ids", [65] * 3, [65] * 2),
     (COMPLETION, "logit_bias", {"5": 1, "6": 1, "7": 1}, {"5": 1, "6": 1}),
+    (COMPLETION, "num_beams", 3, 2),
     (COMPLETION, "allowed_token_ids", [65] * 3, [65] * 2),
     (COMPLETION, "bad_words", ["a", "b"], ["a"]),
     (COMPLETION, "bad_words", ["aaaa"], ["aaa"]),

@@ -46,7 +46,7 @@ class Served:
         self.runner = SequentialRunner(model, config)
         self.engine = EngineThread(
             self.runner,
-            BatchSampler(factory if factory.needed or self.defaults.num_beams > 1 else None),
+            BatchSampler(factory, for_all=factory.needed),
             Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=64, chunked_prefill=False),
             decoder_start_ids=self.start_ids,
         )

@@ -1,5 +1,6 @@
 """A deterministic runner that fails on demand, and a loader that serves it."""
 
+import functools
 import struct
 import threading
 from collections.abc import Callable
@@ -7,10 +8,12 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import torch
+from transformers import GenerationConfig
 
 from app.config import ModelSettings, ModelType
 from app.engine.defaults import GenerationDefaults
 from app.engine.engine import EngineThread
+from app.engine.generation import ProcessorFactory
 from app.engine.kv_cache import BlockLedger
 from app.engine.pooling import PoolingThread
 from app.engine.pooling_job import PoolingInput
@@ -26,7 +29,7 @@ from app.text.grammar import GrammarCompiler
 from app.text.infill import find_infill
 from app.text.sentences import SentenceEncoder
 from app.text.tokenizer import Tokenizer
-from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import EOS, VOCAB_SIZE, byte_tokenizer, tiny_model
 
 
 def ids_of(text: str) -> list[int]:
@@ -115,7 +118,13 @@ def fake_engine(
         chunked_prefill=runner.supports_chunked_prefill,
         ledger=ledger,
     )
-    return EngineThread(runner, BatchSampler(), scheduler)
+    return EngineThread(runner, BatchSampler(_processors(), for_all=False), scheduler)
+
+
+@functools.cache
+def _processors() -> ProcessorFactory:
+    """What makes transformers' logits processors for the sequences that ask for them; they look at no weights."""
+    return ProcessorFactory(tiny_model("gpt2"), GenerationConfig())
 
 
 @dataclass

@@ -7,7 +7,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import SamplingFields, TokenCount, Usage
 from app.api.schemas.messages import FunctionCall, Message, template_messages
-from app.api.schemas.output import PromptFields, PromptLogprob
+from app.api.schemas.output import PromptLogprob
+from app.api.schemas.prompts import PromptFields
 from app.api.schemas.tiers import ServiceTier, served_tier, tier_priority
 from app.api.schemas.tools import FunctionDefinition, NamedFunction, OfferedTools, Tool, offered_tools
 from app.errors import Inapplicable, InvalidRequest, UnsupportedParameter
@@ -100,6 +101,7 @@ class ChatRequest(PromptFields, kw_only=True):
     def check(self) -> None:
         """Raise InvalidRequest for contradictions and UnsupportedParameter for values that are not honoured yet."""
         self.check_stream_options()
+        self.check_beams()
         if self.top_logprobs is not None and not self.logprobs:
             raise Inapplicable("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
         if self.store:

@@ -6,7 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.api.schemas.common import TokenCount, Usage
-from app.api.schemas.output import PromptFields, PromptLogprob
+from app.api.schemas.output import PromptLogprob
+from app.api.schemas.prompts import PromptFields
 from app.errors import Inapplicable, InvalidRequest
 
 REFUSED: dict[str, str] = {}
@@ -56,6 +57,7 @@ class CompletionRequest(PromptFields, kw_only=True):
     def check(self) -> None:
         """Raise InvalidRequest for combinations that contradict each other."""
         self.check_stream_options()
+        self.check_beams()
         _ = self.constraint
         if self.best_of and self.best_of < (self.n or 1):  # 0, which openapi.yaml allows, is no wish
             raise InvalidRequest(f"`best_of` ({self.best_of}) must not be less than `n` ({self.n}).", param="best_of")

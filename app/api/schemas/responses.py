@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
+from app.api.schemas.beams import BeamFields
 from app.api.schemas.common import convert_object
-from app.api.schemas.output import OutputFields
 from app.api.schemas.tiers import ServiceTier, tier_priority
 from app.api.schemas.tools import MAX_TOOLS, FunctionDefinition, OfferedTools, chosen_tools
 from app.errors import InvalidRequest, UnsupportedParameter
@@ -135,7 +135,7 @@ class Asked(Protocol):
     def text(self) -> TextOptions | None: ...
 
 
-class ResponseRequest(OutputFields, kw_only=True):
+class ResponseRequest(BeamFields, kw_only=True):
     """`safety_identifier`, `user`, `metadata` and the `prompt_cache_*` can not change an answer; they come back in it.
 
     `max_tool_calls` counts calls of built-in tools, of which there are none. `input` may be left out to go on from
@@ -167,6 +167,7 @@ class ResponseRequest(OutputFields, kw_only=True):
     def check(self) -> None:
         """Raise InvalidRequest for contradictions and UnsupportedParameter for values that are not honoured."""
         self.check_stream_options()
+        self.check_beams()
         if self.stream_options is not None and self.stream_options.include_usage is not None:
             raise UnsupportedParameter(
                 "`stream_options.include_usage` belongs to chat completions: a response's last event has its usage.",
@@ -192,7 +193,7 @@ class ResponseRequest(OutputFields, kw_only=True):
 
     def constraints(self) -> list[Constraint]:
         wanted = None if self.text is None or self.text.format is None else self.text.format.constraint()
-        return ([] if wanted is None else [wanted]) + OutputFields.constraints(self)
+        return ([] if wanted is None else [wanted]) + BeamFields.constraints(self)
 
     @property
     def num_logprobs(self) -> int | None:
