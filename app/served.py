@@ -201,6 +201,15 @@ class ServedModel:
         if not fits:
             raise ContextLengthExceeded(limit, num_prompt_tokens, max_tokens, what=what, param=what)
 
+    def room(self, num_prompt_tokens: int) -> int:
+        """Return how many tokens the context has for a completion; less than 0 if it has too little for the prompt alone.
+
+        The prompt of an encoder-decoder model has a context of its own.
+        """
+        loaded = self.loaded
+        used = loaded.num_decoder_start_tokens if loaded.is_encoder_decoder else num_prompt_tokens
+        return loaded.context_length - used
+
     def default_max_tokens(self, num_prompt_tokens: int, *, otherwise: int | None) -> int:
         """Return max_tokens for a request that names none: the model's default, else `otherwise`, else the rest of the context.
 
@@ -208,7 +217,7 @@ class ServedModel:
         """
         loaded = self.loaded
         used = loaded.num_decoder_start_tokens if loaded.is_encoder_decoder else num_prompt_tokens
-        room = max(1, loaded.context_length - used)
+        room = max(1, self.room(num_prompt_tokens))
         wanted = loaded.defaults.max_tokens(used)
         if wanted is None:
             wanted = otherwise

@@ -68,6 +68,7 @@ API_MAY_KNOW = {
     "app.text.constraint",
     "app.text.deltas",
     "app.text.detokenizer",
+    "app.text.json_prefix",
     "app.text.output",
     "app.text.truncation",
 }

@@ -9,9 +9,10 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import chat, completions, decisions, embeddings, models, responses, status, stored_responses, tokenize
+from app.api import anthropic, chat, completions, decisions, embeddings, models, responses, status, stored_responses, tokenize
 from app.api.auth import BearerTokens
 from app.api.context import Context
+from app.api.error_shapes import error_body
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import assets_router, document, openapi_config
 from app.api.request_state import RequestState
@@ -60,6 +61,8 @@ def create_app(
             chat.create_chat_completion,
             decisions.create_decision,
             decisions.create_systemone,
+            anthropic.create_message,
+            anthropic.count_tokens,
             responses.create_response,
             responses.count_input_tokens,
             stored_responses.get_response,
@@ -120,7 +123,7 @@ def _note_route(request: Request[Any, Any, Any]) -> None:
 
 
 def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Map any exception to an OpenAI error object; what is no client's business stays in the log."""
+    """Map any exception to the route's error object; what is no client's business stays in the log."""
     if isinstance(error, ClientDisconnected):
         return Response(None, status_code=499)  # nobody reads it; the log has the status
     headers: dict[str, str] = dict(getattr(error, "headers", None) or {})  # a 405 says what is allowed
@@ -130,7 +133,8 @@ def _to_response(request: Request[Any, Any, Any], error: Exception) -> Response[
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(1000 * error.retry_after))
-    return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
+    body = error_body(request.scope["path"], error, RequestState.of(request.scope).request_id)
+    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
 
 
 def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> RequestError:

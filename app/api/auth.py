@@ -32,15 +32,22 @@ class BearerTokens:
         """Let these tokens in from now on, and no others. Requests that are in already stay in."""
         self._digests = None if named is None else [(name, _digest(token.encode())) for name, token in named.items()]
 
-    def check(self, authorization: bytes | None) -> Caller | None:
+    def check(self, authorization: bytes | None, api_key: bytes | None = None) -> Caller | None:
         """Return whose token it is, None if none is needed; raise TokenRefused, with a `reason` for the metric.
+
+        `api_key` is what Anthropic's clients send as `x-api-key`; an Authorization header, where there is one, is what counts.
 
         Every digest is compared, each in constant time, so the time tells nothing about the tokens.
         """
         if self._digests is None:
             return None
+        if not authorization and api_key and api_key.strip():
+            authorization = b"Bearer " + api_key
         if not authorization:
-            raise _unauthorized("missing", "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.")
+            raise _unauthorized(
+                "missing",
+                "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY` or `x-api-key`.",
+            )
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise _unauthorized("malformed", "The Authorization header must have the form `Bearer YOUR_KEY`.")

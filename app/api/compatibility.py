@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.api.schemas import chat, completions, decisions, responses, tokenize
+from app.api.schemas import anthropic, chat, completions, decisions, responses, tokenize
 from app.api.schemas.embeddings import EmbeddingRequest
 
 
@@ -83,6 +83,15 @@ _OUTPUT = _BEAMS | {
 _STREAM = {
     "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` is taken, and no padding is sent."
 }
+_PREFIX_CACHE = {"cache_control": "the prefix cache finds what is common by itself, here and in blocks and tools."}
+_OF_PROMPTS = {
+    "messages": "text, thinking, `tool_use`, `tool_result`; images, documents and other blocks are refused by name.",
+    "output_config": "`format`; `effort` where the model's template has a switch for it.",
+    "output_format": "the older name of `output_config.format`.",
+    "speed": '"standard"; "fast" is refused.',
+    "thinking": "as far as the model's template can turn it on or off; thoughts are never hidden (`display`).",
+    "tools": "your own; tools that Anthropic runs or defines are refused by name.",
+}
 
 ENDPOINTS = (
     Endpoint(
@@ -120,6 +129,24 @@ ENDPOINTS = (
         | {name: _OUTPUT[name] for name in ("allowed_token_ids", "bad_words")},
     ),
     Endpoint("/v1/responses/input_tokens", responses.InputTokensRequest, responses.REFUSED_FOR_COUNT),
+    Endpoint(
+        "/v1/messages",
+        anthropic.MessagesRequest,
+        anthropic.REFUSED,
+        _PREFIX_CACHE
+        | {
+            "metadata": "nothing here is counted by user.",
+            "service_tier": "there is one tier here.",
+        },
+        _OF_PROMPTS
+        | {
+            "max_tokens": "where the context has less, the `stop_reason` says so (model_context_window_exceeded).",
+            "stop_sequences": "`stop_sequence` of the answer is the one that was found.",
+        },
+    ),
+    Endpoint(
+        "/v1/messages/count_tokens", anthropic.CountTokensRequest, anthropic.REFUSED_FOR_COUNT, _PREFIX_CACHE, _OF_PROMPTS
+    ),
     Endpoint(
         "/v1/completions",
         completions.CompletionRequest,

@@ -15,11 +15,11 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
 from app.api.context import Context
 from app.api.embed import EmbeddingWork
+from app.api.error_shapes import error_body, speaks_anthropic
 from app.api.generate import Generation
 from app.api.lenient import header_of
 from app.api.request_state import RequestState
 from app.engine.sequence import FinishReason
-from app.errors import RequestError
 
 logger = logging.getLogger("tfoai.access")
 
@@ -50,6 +50,7 @@ class RequestMiddleware:
                     *message["headers"],
                     *self._more_headers(state),
                     (b"x-request-id", state.request_id.encode()),
+                    *([(b"request-id", state.request_id.encode())] if speaks_anthropic(scope["path"]) else ()),
                     (b"openai-processing-ms", str(milliseconds).encode()),
                     (b"openai-version", b"2020-10-01"),
                     *([(b"x-tfoai-ignored", header_of(state.ignored))] if state.ignored else ()),
@@ -58,13 +59,14 @@ class RequestMiddleware:
 
         try:
             if self._tokens is not None and scope["path"] not in PUBLIC_PATHS:
-                caller = self._tokens.check(headers.get(b"authorization"))
+                caller = self._tokens.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
                 if caller is not None:
                     state.client, state.salt = caller
             await self._app(scope, receive, send_with_headers)
         except TokenRefused as error:
             self._context.metrics.auth_failures.labels(error.reason).inc()
-            await _send_error(send_with_headers, error, [(b"www-authenticate", b"Bearer")])
+            body = error_body(scope["path"], error, state.request_id)
+            await _send_error(send_with_headers, error.status, body, [(b"www-authenticate", b"Bearer")])
         finally:
             self._context.end(state)
             self._record(scope, state, status)
@@ -123,11 +125,11 @@ class RequestMiddleware:
         logger.log(logging.DEBUG if is_routine else logging.INFO, "request.finished", extra=fields)
 
 
-async def _send_error(send: Send, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
-    body = msgspec.json.encode(error.body())
+async def _send_error(send: Send, status: int, error: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+    body = msgspec.json.encode(error)
     start: Any = {
         "type": "http.response.start",
-        "status": error.status,
+        "status": status,
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers],
     }
     await send(start)

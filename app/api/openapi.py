@@ -16,6 +16,8 @@ from litestar.openapi.spec import Components, Operation
 from litestar.static_files import create_static_files_router
 
 from app.api.limits import describe_limits
+from app.api.schemas.anthropic import CountTokensRequest, MessagesRequest
+from app.api.schemas.anthropic_objects import AnthropicError, AnthropicMessage, MessageTokensCount
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
 from app.api.schemas.completions import Completion, CompletionRequest
@@ -36,11 +38,14 @@ from app.config_limits import Limits
 
 _REF = "#/components/schemas/{name}"
 _STRUCTS: list[type[msgspec.Struct]] = [
+    AnthropicError,
+    AnthropicMessage,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
     Completion,
     CompletionRequest,
+    CountTokensRequest,
     Decision,
     DecisionRequest,
     DeletedResponse,
@@ -54,6 +59,8 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     InputTokensRequest,
     ItemList,
     Load,
+    MessageTokensCount,
+    MessagesRequest,
     ModelList,
     ModelObject,
     ResponseObject,
@@ -66,10 +73,15 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     Version,
 ]
 _ASSETS = "/docs/assets"
+# Either will do.
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 
 _ERRORS = {
     "400": "A parameter is wrong, unknown or not supported; `param` names it",
-    "401": "Missing or wrong bearer token",
+    "401": "Missing or wrong token",
     "404": "No such model",
     "413": "The body is too large",
     "415": "The body is not JSON",
@@ -85,12 +97,13 @@ def documented(
     response: type[msgspec.Struct] | None = None,
     *,
     streams: bool = False,
+    error: type[msgspec.Struct] = ErrorResponse,
 ) -> type[Operation]:
     """Return the Operation class for a handler: its body and answers in the words of the schemas."""
 
     class Documented(Operation):
         def to_schema(self) -> dict[str, Any]:
-            schema = {**super().to_schema(), "summary": summary, "responses": _responses(request, response, streams)}
+            schema = {**super().to_schema(), "summary": summary, "responses": _responses(request, response, streams, error)}
             if request is not None:
                 schema["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
             return schema
@@ -102,15 +115,17 @@ def _ref(struct: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": _REF.format(name=struct.__name__)}
 
 
-def _responses(request: type[msgspec.Struct] | None, response: type[msgspec.Struct] | None, streams: bool) -> dict[str, Any]:
+def _responses(
+    request: type[msgspec.Struct] | None, response: type[msgspec.Struct] | None, streams: bool, error: type[msgspec.Struct]
+) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "Success"}
     if response is not None:
         good["content"] = {"application/json": {"schema": _ref(response)}}
         if streams:
             good["content"]["text/event-stream"] = {}  # OpenAPI 3.1 has no words for a stream of events
     codes = _ERRORS if request is not None else {code: _ERRORS[code] for code in ("401", "404", "503")}
-    error = {"application/json": {"schema": _ref(ErrorResponse)}}
-    return {"200": good} | {code: {"description": text, "content": error} for code, text in codes.items()}
+    body = {"application/json": {"schema": _ref(error)}}
+    return {"200": good} | {code: {"description": text, "content": body} for code, text in codes.items()}
 
 
 def _components(limits: Limits) -> Components:
@@ -120,7 +135,7 @@ def _components(limits: Limits) -> Components:
         def to_schema(self) -> dict[str, Any]:
             _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=_REF)
             describe_limits(schemas, limits)
-            return {"schemas": schemas, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}
+            return {"schemas": schemas, "securitySchemes": _SECURITY}
 
     return Documented()
 
@@ -130,10 +145,10 @@ def openapi_config(version: str, limits: Limits) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="tfoai",
         version=version,
-        description="Hugging Face transformers models behind the OpenAI API.",
+        description="Hugging Face transformers models behind the APIs of OpenAI and Anthropic.",
         path="/docs",
         components=_components(limits),
-        security=[{"bearer": []}],
+        security=[{name: []} for name in _SECURITY],
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",

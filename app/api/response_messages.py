@@ -26,14 +26,14 @@ def template_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
             case "reasoning":
                 text = "".join(part["text"] for part in item["content"] or item["summary"])
                 if text:
-                    _assistant(messages, before=())["reasoning_content"] = text
+                    assistant_message(messages, before=())["reasoning_content"] = text
             case "message" if item["role"] == "assistant":
-                _assistant(messages, before=("reasoning_content",))["content"] = _text(item["content"])
+                assistant_message(messages, before=("reasoning_content",))["content"] = _text(item["content"])
             case "message":
                 messages.append({"role": item["role"], "content": _text(item["content"])})
             case "function_call":
                 names[item["call_id"]] = item["name"]
-                message = _assistant(messages, before=("reasoning_content", "content", "tool_calls"))
+                message = assistant_message(messages, before=("reasoning_content", "content", "tool_calls"))
                 function = {"name": item["name"], "arguments": _arguments(item["arguments"])}
                 call = {"id": item["call_id"], "type": "function", "function": function}
                 message.setdefault("tool_calls", []).append(call)
@@ -48,7 +48,7 @@ def template_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     return messages
 
 
-def _assistant(messages: list[dict[str, Any]], *, before: tuple[str, ...]) -> dict[str, Any]:
+def assistant_message(messages: list[dict[str, Any]], *, before: tuple[str, ...]) -> dict[str, Any]:
     """Return the assistant's message that the next item is part of; it may have the fields of `before` already."""
     if not messages or messages[-1]["role"] != "assistant" or set(messages[-1]) - {"role", *before}:
         messages.append({"role": "assistant"})

@@ -26,7 +26,7 @@ from app.text.formats import (
 )
 from app.text.harmony import HarmonyParser
 from app.text.reasoning import reasoning_of
-from app.text.template_variables import effort_variables, variables_of
+from app.text.template_variables import effort_variables, thinking_variables, variables_of
 from app.text.tokenizer import Tokenizer
 
 # Characters at the end of a prompt that a marker and the white space behind it can take.
@@ -189,6 +189,10 @@ class ChatTemplate:
     def effort_variables(self, effort: str) -> dict[str, object]:
         """Return the template's variables for a `reasoning_effort`; raise UnsupportedParameter where it has none for it."""
         return effort_variables(effort, self.variables, self._source, reasons=self.reasons)
+
+    def thinking_variables(self, thinks: bool) -> dict[str, object]:
+        """Return the template's variables that turn thinking on or off; raise UnsupportedParameter where it has none for it."""
+        return thinking_variables(thinks, self.variables, self._source, reasons=self.reasons)
 
     def _for_template(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "developer" and not self._knows_developer:

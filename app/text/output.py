@@ -84,6 +84,11 @@ class OutputProcessor:
         self.num_tokens = 0
         self.is_done = False
 
+    @property
+    def stop_text(self) -> str | None:
+        """The stop string that ended the text, None if none has."""
+        return self._stop.matched
+
     def process(self, output: StepOutput) -> TextDelta:
         """Take one engine output; `is_done` when the sequence has ended, be it for the engine or for a stop string."""
         delta = TextDelta("")

@@ -15,7 +15,12 @@ class StopChecker:
         self._stop = [text for text in stop if text]
         self._include = include
         self._held = ""
-        self.stopped = False
+        # The stop string that was found, and by it whether one was.
+        self.matched: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.matched is not None
 
     def add(self, text: str) -> str:
         """Return the part of `held back + text` that is safe to give out; after a stop string, nothing more."""
@@ -27,9 +32,8 @@ class StopChecker:
         first = self._first(text)
         hold = len(text) - max(overlap(text, stop) for stop in self._stop)
         if first is not None and first[0] <= hold:
-            self.stopped = True
             self._held = ""
-            return text[: self._cut(first)]
+            return self._cut(text, first)
         self._held = text[hold:]
         return text[:hold]
 
@@ -37,18 +41,16 @@ class StopChecker:
         """Return what is held back: the sequence has ended, so it is no stop string, unless a whole one is in it."""
         text, self._held = self._held, ""
         first = self._first(text)
-        if first is not None:
-            self.stopped = True
-            return text[: self._cut(first)]
-        return text
+        return text if first is None else self._cut(text, first)
 
-    def _first(self, text: str) -> tuple[int, int] | None:
-        """Return where the first stop string begins and how long it is, None if there is none."""
-        found = [(position, len(stop)) for stop in self._stop if (position := text.find(stop)) >= 0]
+    def _first(self, text: str) -> tuple[int, int, str] | None:
+        """Return where the first stop string begins, how long it is, and itself; None if there is none."""
+        found = [(position, len(stop), stop) for stop in self._stop if (position := text.find(stop)) >= 0]
         return min(found, default=None)
 
-    def _cut(self, first: tuple[int, int]) -> int:
-        return sum(first) if self._include else first[0]
+    def _cut(self, text: str, first: tuple[int, int, str]) -> str:
+        position, length, self.matched = first
+        return text[: position + length] if self._include else text[:position]
 
 
 def overlap(text: str, stop: str) -> int:

@@ -37,6 +37,24 @@ def variables_of(sources: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in names - _RESERVED if not name.endswith("_token"))
 
 
+def thinking_variables(thinks: bool, variables: frozenset[str], source: str, *, reasons: bool) -> dict[str, object]:
+    """Return the variables that turn a template's `thinking` on or off; raise UnsupportedParameter if none does.
+
+    A model without a switch thinks, or does not, already.
+    """
+    switch = next((name for name in _SWITCHES if name in variables), None)
+    if switch is not None:
+        return {switch: thinks}
+    if thinks == reasons:
+        return {}
+    if not thinks and "reasoning_effort" in variables and re.search(r"""["']none["']""", source):
+        return {"reasoning_effort": "none"}
+    known = "can not be kept from thinking" if reasons else "does not think"
+    raise UnsupportedParameter(
+        f"`thinking.type` {'enabled' if thinks else 'disabled'} is not supported by this model: it {known}.", param="thinking"
+    )
+
+
 def effort_variables(effort: str, variables: frozenset[str], source: str, *, reasons: bool) -> dict[str, object]:
     """Return the variables that make a template ask for this `reasoning_effort`; raise UnsupportedParameter if none does.
 

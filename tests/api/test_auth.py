@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from litestar import Litestar
 
-from app.api.auth import PUBLIC_PATHS, BearerTokens
+from app.api.auth import PUBLIC_PATHS, BearerTokens, TokenRefused
 from app.errors import Unauthorized
 from tests.api.conftest import Serve
 from tests.support.live import LiveServer, assert_error, live_server
@@ -71,6 +71,30 @@ def test_every_route(guarded: LiveServer, header: str | None, allowed: bool) -> 
             assert_error(response, 401, type="invalid_request_error", code="invalid_api_key", param="Authorization")
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"x-api-key": "first-token"}, True),
+        ({"x-api-key": "second-token"}, True),
+        ({"x-api-key": "wrong"}, False),
+        ({"x-api-key": ""}, False),
+        ({"x-api-key": "first-token", "Authorization": "Bearer second-token"}, True),
+        ({"x-api-key": "first-token", "Authorization": "Bearer wrong"}, False),
+        ({"x-api-key": "wrong", "Authorization": "Bearer first-token"}, True),
+    ],
+)
+def test_anthropics_header(guarded: LiveServer, headers: dict[str, str], allowed: bool) -> None:
+    for method, path in sorted(routes_of(guarded.app)):
+        if path not in PROBES:
+            assert (guarded.http.request(method, path, headers=headers).status_code != 401) is allowed, (method, path)
+
+
+def test_a_key_of_spaces_is_none() -> None:
+    with pytest.raises(TokenRefused) as refused:
+        BearerTokens({"a": "b"}).check(None, b"  ")
+    assert refused.value.reason == "missing"
 
 
 def test_only_the_probes_are_open() -> None:

@@ -13,7 +13,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from app.api.compatibility import ENDPOINTS, Endpoint, Fate, page
-from app.api.schemas import responses
+from app.api.schemas import anthropic, responses
 from app.config import ModelType
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeEmbeddingLoader, FakeLoader, FakePoolingRunner
@@ -23,6 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 FUNCTION: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
 RESPONSE_TOOL = {"type": "function", **FUNCTION}
+ANTHROPIC_TOOL = {"name": "f", "input_schema": {"type": "object"}}
+FORMAT = {"type": "json_schema", "schema": {"type": "object"}}
 USER = {"role": "user", "content": "hello"}
 # Reads tools and a variable of its own, so that there is something to send.
 TEMPLATE = (
@@ -89,6 +91,41 @@ PROMPT = {
     "return_token_ids": Case(True, (1, "x")),
     "return_tokens_as_token_ids": Case(True, (1, "x"), {"logprobs": True}),
     "prompt_logprobs": Case(2, (*NUMBER, -1, 21)),
+}
+ANTHROPIC_PROMPT = {
+    "model": SAMPLING["model"],
+    "messages": Case(
+        [USER],
+        (
+            *(1, [], [1], [{"role": "king", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": []}]),
+            [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}],
+            [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "none"}]}],
+        ),
+    ),
+    "system": Case([{"type": "text", "text": "x"}], (1, [1], [{"type": "image"}], [{"type": "text"}])),
+    "tools": Case(
+        [ANTHROPIC_TOOL],
+        (1, [1], [{"type": "web_search_20250305", "name": "web_search"}], [{"name": "f"}], [ANTHROPIC_TOOL | {"name": "a b"}]),
+    ),
+    "tool_choice": Case(
+        {"type": "auto", "disable_parallel_tool_use": True},
+        (1, "auto", {"type": "maybe"}, {"type": "tool"}, {"type": "tool", "name": "g"}),
+        {"tools": [ANTHROPIC_TOOL]},
+    ),
+    "thinking": Case(
+        {"type": "disabled"},
+        (
+            *(1, {}, {"type": "enabled", "budget_tokens": 10}, {"type": "between_tools"}),
+            {"type": "adaptive", "display": "omitted"},
+        ),
+    ),
+    "output_config": Case(
+        {"format": FORMAT, "effort": "high"},
+        (1, {"effort": "utmost"}, {"format": {"type": "poem"}}, {"unknown": 1}),
+    ),
+    "output_format": Case(FORMAT, (1, {"type": "json_schema"}, {"type": "poem"})),
+    "cache_control": Case({"type": "ephemeral", "ttl": "1h"}, (1, {"type": "eternal"}, {"type": "ephemeral", "ttl": "1y"})),
+    "speed": Case("standard", (1, "fast", "slow")),
 }
 PARAMETERS: dict[str, dict[str, Case]] = {
     "/v1/chat/completions": SAMPLING
@@ -166,6 +203,19 @@ PARAMETERS: dict[str, dict[str, Case]] = {
         "truncation": Case("auto", (1, "some")),
         **{name: Case({"id": "x"}, (1,)) for name in responses.REFUSED_FOR_COUNT},
     },
+    "/v1/messages": ANTHROPIC_PROMPT
+    | {
+        "max_tokens": Case(3, (*NUMBER, None, -1, 2**31)),
+        "temperature": Case(0.5, (*NUMBER, -0.1, 1.1)),
+        "top_p": SAMPLING["top_p"],
+        "top_k": Case(5, (*NUMBER, -1, 1.5)),
+        "stop_sequences": Case(["a", "b"], (1, "a", [1], [""], ["a"] * 5, ["x" * 257])),
+        "stream": SAMPLING["stream"],
+        "metadata": Case({"user_id": "me"}, (1, {"user_id": 1}, {"name": "me"})),
+        "service_tier": Case("standard_only", (1, "first class")),
+        **{name: Case({"id": "x"}, (1,)) for name in anthropic.REFUSED},
+    },
+    "/v1/messages/count_tokens": ANTHROPIC_PROMPT | {name: Case({"id": "x"}, (1,)) for name in anthropic.REFUSED_FOR_COUNT},
     "/v1/completions": SAMPLING
     | OUTPUT
     | PROMPT
@@ -221,6 +271,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hello", "max_tokens": 2},
     "/v1/responses": {"input": "hello", "max_output_tokens": 2},
     "/v1/responses/input_tokens": {"input": "hello"},
+    "/v1/messages": {"messages": [USER], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": [USER]},
     "/v1/decisions": {"input": "hello", "questions": [{"type": "predicate", "instructions": "True?"}]},
     "/v1/systemone": {"state": "hello", "questions": {"q": {"type": "noul", "instructions": "True?"}}},
     "/v1/embeddings": {"input": "hello"},

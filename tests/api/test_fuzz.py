@@ -7,9 +7,11 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.api.schemas.anthropic import MessagesRequest
 from app.api.schemas.chat import REFUSED, ChatRequest
 from app.api.schemas.completions import CompletionRequest
 from tests.support.live import MODEL, LiveServer, assert_error, events_of, eventually
+from tests.support.response_events import named_events
 
 NUMBERS = st.one_of(
     st.integers(-3, 300),
@@ -97,6 +99,43 @@ def test_completions(saying: LiveServer, body: dict[str, Any]) -> None:
 @given(body=bodies(ChatRequest, {"model": st.just(MODEL), "messages": MESSAGES, "max_tokens": st.integers(0, 20)}))
 def test_chat(saying: LiveServer, body: dict[str, Any]) -> None:
     assert_answered(_post(saying, "/v1/chat/completions", body), stream=body.get("stream") is True)
+
+
+BLOCKS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "thinking", "redacted_thinking", "tool_use", "tool_result", "image"])},
+        optional={
+            **dict.fromkeys(("text", "thinking", "signature", "data", "name"), TEXTS),
+            **dict.fromkeys(("id", "tool_use_id"), st.sampled_from(["a", "b"])),
+            "input": st.dictionaries(TEXTS, VALUES, max_size=2),
+            "content": st.one_of(TEXTS, VALUES),
+            "is_error": st.booleans(),
+        },
+    ),
+    max_size=3,
+)
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": st.one_of(TEXTS, BLOCKS)}),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(settings.get_profile("api"))
+@given(
+    body=bodies(
+        MessagesRequest, {"model": st.just(MODEL), "messages": st.one_of(TURNS, MESSAGES), "max_tokens": st.integers(0, 20)}
+    )
+)
+def test_messages(saying: LiveServer, body: dict[str, Any]) -> None:
+    response = _post(saying, "/v1/messages", body)
+    assert response.status_code < 500, response.text
+    if response.status_code != 200:
+        assert_error(response, response.status_code)
+    elif body.get("stream") is True:
+        assert named_events(response, done=False)[-1]["type"] == "message_stop"
+    else:
+        assert response.json()["stop_reason"] in ("end_turn", "max_tokens", "stop_sequence")
 
 
 @settings(settings.get_profile("api"))

@@ -44,6 +44,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         *("/v1/embeddings", "/v1/engines/{model_name}/embeddings", "/v1/decisions", "/v1/systemone"),
         *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize", "/tokenizer_info", "/version", "/load"),
         *("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{response_id}"),
+        *("/v1/messages", "/v1/messages/count_tokens"),
         *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
     } == set(document["paths"])
 
@@ -62,6 +63,8 @@ def test_every_post_documents_its_body_and_its_errors(document: dict[str, Any]) 
     bodies = {
         "/v1/responses": "ResponseRequest",
         "/v1/responses/input_tokens": "InputTokensRequest",
+        "/v1/messages": "MessagesRequest",
+        "/v1/messages/count_tokens": "CountTokensRequest",
         "/v1/chat/completions": "ChatRequest",
         "/v1/completions": "CompletionRequest",
         "/v1/engines/{model_name}/completions": "CompletionRequest",
@@ -77,9 +80,10 @@ def test_every_post_documents_its_body_and_its_errors(document: dict[str, Any]) 
         assert schema == {"$ref": f"#/components/schemas/{bodies[path]}"}
         assert {"200", "400", "401", "404", "413", "415", "429", "500", "503"} <= set(operation["responses"])
         error = operation["responses"]["400"]["content"]["application/json"]["schema"]
-        assert error == {"$ref": "#/components/schemas/ErrorResponse"}
+        name = "AnthropicError" if path.startswith("/v1/messages") else "ErrorResponse"
+        assert error == {"$ref": f"#/components/schemas/{name}"}
         streams = "text/event-stream" in operation["responses"]["200"]["content"]
-        assert streams == path.endswith(("completions", "/responses"))
+        assert streams == path.endswith(("completions", "/responses", "/messages"))
 
 
 def validator(document: dict[str, Any], name: str) -> Draft202012Validator:
@@ -93,6 +97,12 @@ def test_answers_are_as_documented(document: dict[str, Any], counting: LiveServe
     validator(document, "ModelObject").validate(counting.http.get(f"/v1/models/{MODEL}").json())
     validator(document, "EngineList").validate(counting.http.get("/v1/engines").json())
     validator(document, "ErrorResponse").validate(counting.complete(n=0).json())
+    message = {"model": MODEL, "max_tokens": 3, "messages": [{"role": "user", "content": "hello"}]}
+    validator(document, "AnthropicMessage").validate(counting.http.post("/v1/messages", json=message).json())
+    validator(document, "AnthropicError").validate(counting.http.post("/v1/messages", json={**message, "x": 1}).json())
+    del message["max_tokens"]
+    count = counting.http.post("/v1/messages/count_tokens", json=message)
+    validator(document, "MessageTokensCount").validate(count.json())
     validator(document, "TokenizeResponse").validate(counting.http.post("/tokenize", json={"prompt": "a"}).json())
     validator(document, "DetokenizeResponse").validate(counting.http.post("/detokenize", json={"tokens": [5]}).json())
     validator(document, "TokenizerInfo").validate(counting.http.get("/tokenizer_info").json())

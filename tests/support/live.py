@@ -184,11 +184,39 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
 
+def openai_error(body: dict[str, Any]) -> dict[str, Any]:
+    """Check an error of Anthropic's; return the OpenAI error that says the same."""
+    assert list(body) == ["type", "error", "request_id"] and body["type"] == "error"
+    error = body["error"]
+    assert {"type", "message"} <= set(error) <= {"type", "message", "details"}
+    (kind,) = (openai for openai, types in _ANTHROPIC_TYPES.items() if error["type"] in types)
+    details = error.get("details", {"error_code": None})
+    assert details and set(details) <= {"error_code", "param"}
+    return {"message": error["message"], "type": kind, "param": details.get("param"), "code": details.get("error_code")}
+
+
+# What stands for them in Anthropic's errors.
+_ANTHROPIC_TYPES = {
+    "invalid_request_error": {
+        *("invalid_request_error", "authentication_error", "permission_error", "not_found_error", "request_too_large")
+    },
+    "rate_limit_error": {"rate_limit_error"},
+    "server_error": {"api_error"},
+    "service_unavailable": {"overloaded_error"},
+}
+
+
 def assert_error(response: httpx.Response, status: int, **expected: Any) -> dict[str, Any]:
-    """Check for an OpenAI error object with exactly its four keys; return it."""
+    """Check for an OpenAI error object with exactly its four keys; return it.
+
+    Below /v1/messages it is Anthropic's, and is returned as the OpenAI error that says the same.
+    """
     assert response.status_code == status, response.text
     assert response.headers["content-type"].partition(";")[0] == "application/json", response.headers
     body = response.json()
+    if response.request.url.path.startswith("/v1/messages"):
+        assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+        body = {"error": openai_error(body)}
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
     assert set(error) == {"message", "type", "param", "code"}

@@ -49,6 +49,16 @@ def test_the_cut_is_the_same_for_every_way_to_cut(text: str, stop: list[str], cu
         assert expected(text, stop, include).startswith(given_out), "what is given out is never taken back"
 
 
+@given(TEXTS, STOPS, st.lists(st.integers(0, 24), max_size=10))
+def test_which_one_it_was_is_the_same_too(text: str, stop: list[str], cuts: list[int]) -> None:
+    checker = StopChecker(stop)
+    for piece in pieces_of(text, cuts):
+        checker.add(piece)
+    checker.flush()
+    found = [(text.find(one), len(one), one) for one in stop if one in text]
+    assert checker.matched == (min(found)[2] if found else None)
+
+
 def test_text_is_given_out_as_soon_as_it_can_not_be_a_stop_string() -> None:
     checker = StopChecker(["###", "END"])
     assert checker.add("hello #") == "hello "

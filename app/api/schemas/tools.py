@@ -15,7 +15,8 @@ from app.text.call_constraint import Function
 
 MAX_TOOLS = 128
 
-_Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+_NAME = r"^[A-Za-z0-9_.-]+$"
+_Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NAME)]
 
 
 class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,7 +44,9 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
-    name: _Name
+    """It has to be one of those that are given, which may be longer than OpenAI's."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
 
 
 class _NamedTool(msgspec.Struct, forbid_unknown_fields=True):

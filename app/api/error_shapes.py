@@ -1,0 +1,39 @@
+"""Owns which shape an error has: OpenAI's, or Anthropic's below /v1/messages. Knows no handler and no framework.
+
+Anthropic's (docs.claude.com, API reference, Errors; anthropic-sdk-python reads `error.type` and `error.details.error_code`):
+`type` follows from the status. `details` has the code and the parameter that OpenAI's object has beside the message.
+"""
+
+from typing import Any
+
+from app.errors import RequestError
+
+_ROUTE = "/v1/messages"
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Return whether what is at a path, be it there or not, is Anthropic's API."""
+    return path == _ROUTE or path.startswith(_ROUTE + "/")
+
+
+def error_body(path: str, error: RequestError, request_id: str) -> dict[str, Any]:
+    """Return the body of an error's response on the route at `path`."""
+    return anthropic_error(error, request_id) if speaks_anthropic(path) else error.body()
+
+
+def anthropic_error(error: RequestError, request_id: str) -> dict[str, Any]:
+    kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    told: dict[str, Any] = {"type": kind, "message": str(error)}
+    details = {"error_code": error.code, "param": error.param}
+    if any(details.values()):
+        told["details"] = {name: value for name, value in details.items() if value is not None}
+    return {"type": "error", "error": told, "request_id": request_id}
