@@ -66,7 +66,7 @@ def test_python_blocks(server: ServerProcess, match: re.Match[str], tmp_path: Pa
     """A comment behind a print says how its output begins, or a part of it."""
     script = tmp_path / "example.py"
     script.write_text(at(server, match["code"]))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "ANTHROPIC_"))}
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     output = result.stdout

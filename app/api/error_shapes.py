@@ -6,9 +6,11 @@ Anthropic's (docs.claude.com, API reference, Errors; anthropic-sdk-python reads 
 
 from typing import Any
 
-from app.errors import RequestError
+from app.errors import RequestError, UnsupportedParameter
 
 _ROUTE = "/v1/messages"
+# By which the client's own loops know to send the whole conversation instead (anthropic-sdk-python: lib/threads).
+_NO_THREADS = "thread_unsupported_request"
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -33,7 +35,8 @@ def error_body(path: str, error: RequestError, request_id: str) -> dict[str, Any
 def anthropic_error(error: RequestError, request_id: str) -> dict[str, Any]:
     kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
     told: dict[str, Any] = {"type": kind, "message": str(error)}
-    details = {"error_code": error.code, "param": error.param}
+    code = _NO_THREADS if error.param == "thread" and isinstance(error, UnsupportedParameter) else error.code
+    details = {"error_code": code, "param": error.param}
     if any(details.values()):
         told["details"] = {name: value for name, value in details.items() if value is not None}
     return {"type": "error", "error": told, "request_id": request_id}

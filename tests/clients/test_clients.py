@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from anthropic import Anthropic, AsyncAnthropic, beta_tool
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -110,6 +111,71 @@ class TestOpenai:
         numbers = client.embeddings.create(model="embedder", input=["a", "b"], encoding_format="float").data
         for one, other in zip(decoded, numbers, strict=True):
             assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+
+
+class TestAnthropic:
+    @pytest.fixture
+    def client(self, url: str) -> Iterator[Anthropic]:
+        with Anthropic(base_url=url, api_key=KEY, max_retries=0) as client:
+            yield client
+
+    def test_messages(self, client: Anthropic) -> None:
+        message = client.messages.create(model=MODEL, max_tokens=50, messages=ASK)
+        assert message.content[0].type == "text" and message.content[0].text.startswith(ANSWER)
+        assert message.stop_reason == "end_turn" and message._request_id
+        count = client.messages.count_tokens(model=MODEL, messages=ASK)
+        assert count.input_tokens == message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+
+    def test_stream_helper(self, client: Anthropic) -> None:
+        with client.messages.stream(model=MODEL, max_tokens=50, messages=ASK) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert text.startswith(ANSWER) and final.content[0].type == "text" and final.content[0].text == text
+
+    def test_parse(self, client: Anthropic) -> None:
+        class Place(BaseModel):
+            """Bounds of numbers are none of what the client sends."""
+
+            city: Literal["Paris", "Rome"]
+
+        message = client.messages.parse(model=MODEL, max_tokens=50, messages=ASK, output_format=Place)
+        assert isinstance(message.parsed_output, Place)
+
+    @pytest.mark.parametrize("choice", [{"type": "auto"}, {"type": "any"}, {"type": "tool", "name": "get_weather"}])
+    def test_tools(self, client: Anthropic, choice: Any) -> None:
+        """An agent's loop: the model asks, the tool answers, the model says something about it."""
+        function = TOOL["function"]
+        tool: Any = {"name": function["name"], "description": function["description"], "input_schema": function["parameters"]}
+        asked = client.messages.create(model=MODEL, max_tokens=50, messages=ASK_WEATHER, tools=[tool], tool_choice=choice)
+        use = asked.content[-1]
+        assert use.type == "tool_use" and (use.name, use.input) == ("get_weather", {"city": "Paris"})
+        assert asked.stop_reason == "tool_use"
+        result: Any = {"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}
+        messages = [*ASK_WEATHER, asked.to_param(), {"role": "user", "content": [result]}]
+        told = client.messages.create(model=MODEL, max_tokens=50, messages=messages, tools=[tool])
+        assert told.stop_reason == "end_turn" and told.content[0].type == "text" and told.content[0].text
+
+    def test_tool_runner(self, client: Anthropic) -> None:
+        """It asks for a conversation that the server keeps, is told that there are none, and goes on without."""
+        cities: list[str] = []
+
+        @beta_tool
+        def get_weather(city: str) -> str:
+            """Get the weather in a city"""
+            cities.append(city)
+            return "sunny"
+
+        final = client.beta.messages.tool_runner(
+            model=MODEL, max_tokens=50, messages=ASK_WEATHER, tools=[get_weather]
+        ).until_done()
+        assert cities == ["Paris"] and final.stop_reason == "end_turn"
+
+    async def test_async(self, url: str) -> None:
+        async with AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0) as client:
+            async with client.messages.stream(model=MODEL, max_tokens=50, messages=ASK) as stream:
+                text = "".join([piece async for piece in stream.text_stream])
+            whole = await client.messages.create(model=MODEL, max_tokens=50, messages=ASK)
+        assert whole.content[0].type == "text" and text == whole.content[0].text
 
 
 class TestLangchain:

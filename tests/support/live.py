@@ -192,7 +192,10 @@ def openai_error(body: dict[str, Any]) -> dict[str, Any]:
     (kind,) = (openai for openai, types in _ANTHROPIC_TYPES.items() if error["type"] in types)
     details = error.get("details", {"error_code": None})
     assert details and set(details) <= {"error_code", "param"}
-    return {"message": error["message"], "type": kind, "param": details.get("param"), "code": details.get("error_code")}
+    code = details.get("error_code")
+    if code == "thread_unsupported_request":  # the one word for it that clients look for
+        code = "unsupported_parameter"
+    return {"message": error["message"], "type": kind, "param": details.get("param"), "code": code}
 
 
 # What stands for them in Anthropic's errors.

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from app.text.chat import ChatTemplate
 
 REFUSED_FOR_COUNT = {
+    "billing_policy": "nothing is billed here.",
+    "compaction": "there is no compaction here.",
     "context_management": "conversations are shown to the model as they are sent.",
     "mcp_servers": "this server calls no tools itself.",
 }
 REFUSED = REFUSED_FOR_COUNT | {
-    "billing_policy": "nothing is billed here.",
-    "compaction": "there is no compaction here.",
     "container": "there are no containers here.",
     "diagnostics": "cache misses are not diagnosed here.",
     "fallback_credit_token": "nothing is billed here.",
@@ -125,6 +125,10 @@ class _PromptFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise InvalidRequest(
                 "`output_format` is the older name of `output_config.format`; give one of them.", param="output_format"
             )
+        if isinstance(thinking, EnabledThinking) and thinking.budget_tokens is not None:
+            raise UnsupportedParameter(
+                "`thinking.budget_tokens` is not supported: only `max_tokens` bounds thinking.", param="thinking.budget_tokens"
+            )
         constraint = self.constraint
         if constraint is not None and self.tools and not isinstance(self.tool_choice, NoChoice):
             raise UnsupportedParameter(
@@ -176,18 +180,6 @@ class MessagesRequest(_PromptFields, kw_only=True):
     stream: bool | None = None
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
-
-    def check(self) -> None:
-        super().check()
-        budget = self.budget_tokens
-        if budget is not None and budget >= self.max_tokens:
-            raise InvalidRequest(
-                f"`max_tokens` ({self.max_tokens}) must be more than `thinking.budget_tokens` ({budget}).", param="max_tokens"
-            )
-
-    @property
-    def budget_tokens(self) -> int | None:
-        return self.thinking.budget_tokens if isinstance(self.thinking, EnabledThinking) else None
 
     def sampling_request(self) -> SamplingRequest:
         return SamplingRequest(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
