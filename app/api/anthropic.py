@@ -89,6 +89,8 @@ class _Asked:
             variables=self.body.template_variables(model.loaded.chat),
             add_generation_prompt=not self.continues,
             continue_final_message=self.continues,
+            max_thinking=self.body.budget_tokens,
+            max_thinking_param="thinking.budget_tokens",
         )
         return prompt, await render(model, prompt)
 

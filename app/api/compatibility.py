@@ -89,7 +89,7 @@ _OF_PROMPTS = {
     "output_config": "`format`; `effort` where the model's template has a switch for it.",
     "output_format": "the older name of `output_config.format`.",
     "speed": '"standard"; "fast" is refused.',
-    "thinking": "as far as the model's template can turn it on or off; thoughts are never hidden (`display`).",
+    "thinking": "as far as the model's template can turn it on or off; `budget_tokens` is kept; thoughts are never hidden.",
     "tools": "your own; tools that Anthropic runs or defines are refused by name.",
 }
 

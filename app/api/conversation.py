@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from app.api.enforce import grammar_of_calls
+from app.api.enforce import grammar_of_calls, limit_thinking
 from app.api.generate import Candidate, Generation, Prompt
 from app.api.schemas.common import CompletionTokensDetails, Usage
 from app.api.schemas.tools import OfferedTools
@@ -29,6 +29,7 @@ class ChatPrompt:
     """What a model is to answer, as templates expect it, and what the answer is held to; `variables` are the template's own.
 
     With `add_special_tokens` the tokenizer's special tokens are put around what the template writes.
+    The model thinks for at most `max_thinking` tokens, by the request's parameter `max_thinking_param`.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -39,6 +40,8 @@ class ChatPrompt:
     continue_final_message: bool = False
     add_special_tokens: bool = False
     truncation: Truncation | None = None
+    max_thinking: int | None = None
+    max_thinking_param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,8 @@ class Conversation:
         calls = await grammar_of_calls(model, offered, rendered.text, request)
         if calls is not None:
             request = replace(request, grammar=calls, grammar_param=offered.param)
+        if prompt.max_thinking is not None:
+            request = await limit_thinking(model, rendered.text, request, prompt.max_thinking, prompt.max_thinking_param)
         # The prompt's tokens are scored once.
         unscored = replace(request, prompt_logprobs=None)
         self._params = [

@@ -1,14 +1,16 @@
-"""Owns when an answer with tools gets a grammar: where one is needed, and where it only helps if nothing speaks against it.
+"""Owns when an answer gets a grammar because of its tools, or of how long the model may think.
 
-Shared by every endpoint that offers tools. Knows neither grammars nor formats: text.call_constraint makes them.
+For tools: where one is needed, and where it only helps if nothing speaks against it. Shared by every endpoint that chats. Knows
+neither grammars nor formats: text.call_constraint and text.grammar make them.
 """
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.api.schemas.tools import OfferedTools
 from app.engine.defaults import SamplingRequest
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, UnsupportedParameter
 from app.registry import ServedModel
 from app.text.call_constraint import call_constraint
 
@@ -45,3 +47,21 @@ async def grammar_of_calls(
         if offered.needs_grammar:
             raise
         return None
+
+
+async def limit_thinking(
+    model: ServedModel, prefix: str, request: SamplingRequest, num_tokens: int, param: str
+) -> SamplingRequest:
+    """Return the request with a grammar that ends the model's thoughts after `num_tokens` tokens, beside the one that it has.
+
+    `prefix` is the text of the rendered prompt. Raise UnsupportedParameter for `param` where thoughts have no markers, or none
+    that the model's tokens can spell.
+    """
+    reasoning = model.loaded.chat.reasoning(prefix)
+    if reasoning is None:
+        raise UnsupportedParameter(
+            f"`{param}` is not supported by this model: its thoughts are not between markers that are known here.",
+            param=param,
+        )
+    grammar = await model.loaded.grammars.with_budget(request.grammar, reasoning, num_tokens, param)
+    return replace(request, grammar=grammar, grammar_param=request.grammar_param or param)

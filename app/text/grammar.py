@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from app.engine.grammar import Grammar
 from app.errors import InvalidRequest, QueueFull, UnsupportedParameter
 from app.text.constraint import OPTIONS, Constraint, Reasoning
+from app.text.thinking_budget import ThinkingBudget
 from app.text.vocabulary import UnmappedTokenizerError, read_vocabulary
 
 if TYPE_CHECKING:
@@ -99,6 +100,19 @@ class GrammarCompiler:
             raise InvalidRequest(
                 f"`{constraint.param}` can not be compiled: {error}", param=constraint.param, code="invalid_grammar"
             ) from error
+
+    async def with_budget(self, grammar: Grammar | None, reasoning: Reasoning, num_tokens: int, param: str) -> Grammar:
+        """Return a grammar that ends the model's thoughts after `num_tokens` tokens, and is otherwise `grammar`, or allows
+        anything; raise UnsupportedParameter for `param` where the model's tokens can not be told one by one.
+        """
+        tokens = await asyncio.to_thread(self._ready, param)
+        closings = tokens.spellings(reasoning.close)
+        if not closings:
+            raise UnsupportedParameter(
+                f"This model can not honour `{param}`: its tokenizer can not spell {reasoning.close}", param=param
+            )
+        opening, close = reasoning.open.encode(), reasoning.close.encode()
+        return tokens.budgeted(grammar, ThinkingBudget(num_tokens, opening, close, closings, reasoning.is_open))
 
     def marker(self, text: str) -> str:
         """Return how Lark writes a marker: as its token where it is one, else as text. Slow at the first call."""

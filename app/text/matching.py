@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import llguidance
 
 from app.engine.cpus import usable_cpus
-from app.engine.grammar import GrammarError, Matcher
+from app.engine.grammar import Grammar, GrammarError, Matcher
+from app.text.thinking_budget import BudgetMatcher, ThinkingBudget
 from app.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -83,14 +84,37 @@ class GrammarTokens:
             matcher = first if first.is_error() else matcher
         if matcher.is_error():
             raise InvalidGrammarError(_message(matcher))
-        return CompiledGrammar(matcher, self._native.vocab_size, self._executor)
+        return CompiledGrammar(matcher, self.mask_words, self._executor)
+
+    def spellings(self, marker: str) -> list[tuple[int, ...]]:
+        """Return the tokens that write a marker, and what is left of it behind each of its bytes, where it is several tokens.
+
+        None of it if the tokenizer would write something else.
+        """
+        spellings: list[tuple[int, ...]] = []
+        for at in range(len(marker)):
+            ids = tuple(self(marker[at:]))
+            if not b"".join(self.tokens[token_id] for token_id in ids).endswith(marker[at:].encode()):
+                return []
+            spellings += [ids] * len(marker[at].encode())  # of a character that is cut, the whole comes once more
+            if spellings and len(spellings[0]) == 1:
+                break
+        return spellings[:1] if spellings and len(spellings[0]) == 1 else spellings
+
+    def budgeted(self, grammar: Grammar | None, budget: ThinkingBudget) -> "BudgetedGrammar":
+        """Return a grammar whose thoughts end in time, and that otherwise is `grammar`, or allows anything."""
+        return BudgetedGrammar(self, cast("CompiledGrammar | None", grammar), budget, self._executor)
+
+    @property
+    def mask_words(self) -> int:
+        return (self._native.vocab_size + 31) // 32
 
 
 class CompiledGrammar:
     """`app.engine.grammar.Grammar` by llguidance."""
 
-    def __init__(self, start: llguidance.LLMatcher, vocab_size: int, executor: llguidance.LLExecutor | None) -> None:
-        self.mask_words = (vocab_size + 31) // 32
+    def __init__(self, start: llguidance.LLMatcher, mask_words: int, executor: llguidance.LLExecutor | None) -> None:
+        self.mask_words = mask_words
         self._start = start
         self._executor = executor
 
@@ -98,17 +122,32 @@ class CompiledGrammar:
         return GrammarMatcher(self._start.deep_copy())
 
     def fill(self, matchers: Sequence[Matcher], masks: "NDArray[numpy.int32]") -> list[Exception | None]:
-        natives = [cast(GrammarMatcher, matcher).native for matcher in matchers]
-        assert masks.shape == (len(natives), self.mask_words)
-        assert masks.flags.c_contiguous
-        start, width = masks.ctypes.data, 4 * self.mask_words
-        if self._executor is not None and len(natives) >= MIN_ROWS:
-            pairs = [(native, row) for row, native in enumerate(natives)]
-            self._executor.unsafe_compute_mask_ptr(pairs, start, width, len(natives))
-        else:
-            for row, native in enumerate(natives):
-                native.unsafe_compute_mask_ptr(start + row * width, width)
-        return [GrammarError(_message(native)) if native.is_error() else None for native in natives]
+        assert masks.shape == (len(matchers), self.mask_words)
+        return _fill(matchers, masks, self._executor)
+
+
+class BudgetedGrammar:
+    """`app.engine.grammar.Grammar` of what a model writes that may think for so long only; `inner` None allows anything."""
+
+    def __init__(
+        self,
+        tokens: GrammarTokens,
+        inner: CompiledGrammar | None,
+        budget: ThinkingBudget,
+        executor: llguidance.LLExecutor | None,
+    ) -> None:
+        self.mask_words = tokens.mask_words
+        self._tokens = tokens.tokens
+        self._inner = inner
+        self._budget = budget
+        self._executor = executor
+
+    def start(self) -> "BudgetMatcher[GrammarMatcher]":
+        return BudgetMatcher(self._budget, self._tokens, None if self._inner is None else self._inner.start())
+
+    def fill(self, matchers: Sequence[Matcher], masks: "NDArray[numpy.int32]") -> list[Exception | None]:
+        assert masks.shape == (len(matchers), self.mask_words)
+        return _fill(matchers, masks, self._executor)
 
 
 class GrammarMatcher:
@@ -128,6 +167,34 @@ class GrammarMatcher:
     @property
     def is_complete(self) -> bool:
         return self.native.is_stopped() and not self.native.is_error()
+
+
+def _fill(
+    matchers: Sequence[Matcher], masks: "NDArray[numpy.int32]", executor: llguidance.LLExecutor | None
+) -> list[Exception | None]:
+    assert masks.flags.c_contiguous
+    errors: list[Exception | None] = [None] * len(matchers)
+    natives: list[tuple[llguidance.LLMatcher, int]] = []
+    for row, matcher in enumerate(matchers):
+        inner = matcher.inner if isinstance(matcher, BudgetMatcher) else cast(GrammarMatcher, matcher)
+        if inner is None:
+            masks[row] = -1
+        else:
+            natives.append((inner.native, row))
+    start, width = masks.ctypes.data, 4 * masks.shape[1]
+    if executor is not None and len(natives) >= MIN_ROWS:
+        executor.unsafe_compute_mask_ptr(natives, start, width, len(matchers))
+    else:
+        for native, row in natives:
+            native.unsafe_compute_mask_ptr(start + row * width, width)
+    for native, row in natives:
+        if native.is_error():
+            errors[row] = GrammarError(_message(native))
+    for row, matcher in enumerate(matchers):
+        if isinstance(matcher, BudgetMatcher) and matcher.forced is not None:
+            masks[row] = 0
+            masks.view("uint32")[row, matcher.forced >> 5] = 1 << (matcher.forced & 31)
+    return errors
 
 
 def _message(matcher: llguidance.LLMatcher) -> str:

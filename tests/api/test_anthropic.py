@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.config import ModelType
 from app.engine.kv_cache import BlockLedger
 from app.engine.sequence import Sequence
+from app.text.formats import REASONING_FORMATS
 from tests.api.conftest import ANSWER, Serve
 from tests.api.test_chat_templates import PROMPT, SWITCH, TURN
 from tests.api.test_errors import failing
@@ -331,6 +333,35 @@ class TestThinking:
             assert answer(calling, thinking=thinking)["content"][0]["type"] == "thinking"
         error = assert_error(post(calling, thinking=OFF), 400, param="thinking", code="unsupported_parameter")
         assert "disabled" in error["message"]
+
+    @pytest.mark.parametrize("tools", [None, TOOLS], ids=["alone", "with tools"])
+    def test_the_budget_ends_it(self, serve: Serve, tools: Any) -> None:
+        """The fake model goes on with its letters where it is, once its thought is closed."""
+        template = TURN + "{{ tools or '' }}{# <tool_call> arguments #}" + PROMPT + SWITCH
+        runner = FakeRunner(answer="h" * 1100)
+        server = serve(FakeLoader(runner=runner, chat_template=template, context_length=8192))
+        body: dict[str, Any] = {"tools": tools, "max_tokens": 2000}
+        if tools:
+            body["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
+        message = answer(server, thinking={"type": "enabled", "budget_tokens": 1024}, **body)
+        thinking, text = message["content"]
+        assert (thinking["thinking"], text["text"]) == ("h" * 1024, "h" * (1100 - 1024 - len("</think>")))
+        assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("end_turn", 1101)
+
+    def test_the_budget_is_for_a_part_of_the_answer(self, calling: LiveServer) -> None:
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        assert_error(post(calling, thinking=thinking, max_tokens=1024), 400, param="max_tokens")
+        assert answer(calling, thinking=thinking, max_tokens=1025)["content"][0]["thinking"] == "hm"
+        assert count(calling, thinking=thinking) == count(calling)
+
+    def test_thoughts_without_markers_have_no_budget(self, serve: Serve) -> None:
+        """Harmony's are messages of their own."""
+        template = TURN + PROMPT + "{# <|channel|> analysis #}"
+        server = serve(FakeLoader(runner=FakeRunner(answer=ANSWER), chat_template=template), type=ModelType.CAUSAL_LM)
+        server.model.loaded.chat.reasoning_format = REASONING_FORMATS["harmony"]
+        refused = post(server, thinking={"type": "enabled", "budget_tokens": 1024}, max_tokens=2000)
+        assert_error(refused, 400, param="thinking.budget_tokens", code="unsupported_parameter")
+        assert post(server, thinking={"type": "enabled"}).status_code == 200
 
     def test_effort(self, serve: Serve) -> None:
         template = TURN + PROMPT + "{{ 'x' * 9 if reasoning_effort == 'low' else '' }}"

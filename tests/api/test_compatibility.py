@@ -115,7 +115,7 @@ ANTHROPIC_PROMPT = {
     "thinking": Case(
         {"type": "disabled"},
         (
-            *(1, {}, {"type": "enabled", "budget_tokens": 10}, {"type": "between_tools"}),
+            *(1, {}, {"type": "enabled", "budget_tokens": 1023}, {"type": "between_tools"}),
             {"type": "adaptive", "display": "omitted"},
         ),
     ),

@@ -125,15 +125,16 @@ class _PromptFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise InvalidRequest(
                 "`output_format` is the older name of `output_config.format`; give one of them.", param="output_format"
             )
-        if isinstance(thinking, EnabledThinking) and thinking.budget_tokens is not None:
-            raise UnsupportedParameter(
-                "`thinking.budget_tokens` is not supported: only `max_tokens` bounds thinking.", param="thinking.budget_tokens"
-            )
         constraint = self.constraint
         if constraint is not None and self.tools and not isinstance(self.tool_choice, NoChoice):
             raise UnsupportedParameter(
                 f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
             )
+
+    @property
+    def budget_tokens(self) -> int | None:
+        """How many tokens the model may think for."""
+        return self.thinking.budget_tokens if isinstance(self.thinking, EnabledThinking) else None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -180,6 +181,14 @@ class MessagesRequest(_PromptFields, kw_only=True):
     stream: bool | None = None
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    def check(self) -> None:
+        _PromptFields.check(self)
+        budget = self.budget_tokens
+        if budget is not None and budget >= self.max_tokens:
+            raise InvalidRequest(
+                f"`max_tokens` ({self.max_tokens}) must be more than `thinking.budget_tokens` ({budget}).", param="max_tokens"
+            )
 
     def sampling_request(self) -> SamplingRequest:
         return SamplingRequest(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
