@@ -1,11 +1,10 @@
 """Owns what one TCP connection may do: deadlines for head, body and reading, limits on number and size. Knows no routes.
 
 uvicorn has a limit on idle time only, so one client with a slow line, or none at all, could hold connections, tasks and memory
-for ever. Everything here ends with an OpenAI error object where one can still be sent, and with a closed connection.
+for ever. Everything here ends with an error object where one can still be sent, and with a closed connection.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,12 +21,15 @@ _REFUSALS = {
 }
 
 
+Headers = list[tuple[bytes, bytes]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
     """Times are in seconds. `on_refused` is called with a reason of `tfoai_connections_refused_total`.
 
     `always_served` paths are answered on connections above the limit too: a probe that fails would end a server that only has
-    much to do.
+    much to do. `refusal` says what a client is told: path, status, reason and words -> body and headers.
     """
 
     header_timeout: float
@@ -37,6 +39,7 @@ class ConnectionLimits:
     max_header_bytes: int
     always_served: frozenset[str]
     on_refused: Callable[[str], None]
+    refusal: Callable[[str, int, str, str], tuple[bytes, Headers]]
 
 
 def protocol_class(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
@@ -52,6 +55,8 @@ class _LimitedProtocol(HttpToolsProtocol):
     """
 
     limits: ClassVar[ConnectionLimits]
+    # uvicorn sets it where a request begins, which not all that is refused does.
+    url = b""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -166,8 +171,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Say why, unless an answer is on its way already, and close."""
         self.limits.on_refused(reason)
         if self._may_answer:
-            status, body = _answer(reason)
-            headers = [*self.server_state.default_headers, *_headers(body)]
+            status, body, more = self._answer(reason, self.url.partition(b"?")[0].decode("latin-1"))
+            headers = [*self.server_state.default_headers, *more]
             lines = [b"%s: %s\r\n" % header for header in headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
         self._close()
@@ -191,10 +196,21 @@ class _LimitedProtocol(HttpToolsProtocol):
             return
         reason = "too_many_connections"
         self.limits.on_refused(reason)
-        status, body = _answer(reason)
-        headers = [*_headers(body), (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
+        status, body, more = self._answer(reason, scope["path"])
+        headers = [*more, (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _answer(self, reason: str, path: str) -> tuple[int, bytes, Headers]:
+        """Return status, body and headers."""
+        status, words = _REFUSALS[reason]
+        body, more = self.limits.refusal(path, status, reason, words)
+        length = b"%d" % len(body)
+        return (
+            status,
+            body,
+            [(b"content-type", b"application/json"), (b"content-length", length), *more, (b"connection", b"close")],
+        )
 
     # Timers
 
@@ -207,13 +223,3 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
         self._write_timer = None if seconds is None else self.loop.call_later(seconds, self._on_write_timeout)
-
-
-def _answer(reason: str) -> tuple[int, bytes]:
-    status, text = _REFUSALS[reason]
-    kind = "service_unavailable" if status == 503 else "invalid_request_error"
-    return status, json.dumps({"error": {"message": text, "type": kind, "param": None, "code": reason}}).encode()
-
-
-def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
-    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]

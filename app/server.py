@@ -18,6 +18,7 @@ import uvicorn
 
 from app.api.app import create_app, create_metrics_app
 from app.api.auth import PUBLIC_PATHS, BearerTokens
+from app.api.error_shapes import connection_refusal
 from app.config import Config
 from app.connections import ConnectionLimits, protocol_class
 from app.errors import ConfigError
@@ -197,6 +198,7 @@ def uvicorn_config(app: Any, config: Config, metrics: Metrics) -> uvicorn.Config
         max_header_bytes=config.max_header_bytes,
         always_served=PUBLIC_PATHS,
         on_refused=lambda reason: metrics.connections_refused.labels(reason).inc(),
+        refusal=connection_refusal,
     )
     return uvicorn.Config(
         app,

@@ -6,6 +6,9 @@ Anthropic's (docs.claude.com, API reference, Errors; anthropic-sdk-python reads 
 
 from typing import Any
 
+import msgspec
+
+from app.api.request_state import new_request_id
 from app.errors import RequestError, UnsupportedParameter
 
 _ROUTE = "/v1/messages"
@@ -40,3 +43,15 @@ def anthropic_error(error: RequestError, request_id: str) -> dict[str, Any]:
     if any(details.values()):
         told["details"] = {name: value for name, value in details.items() if value is not None}
     return {"type": "error", "error": told, "request_id": request_id}
+
+
+def connection_refusal(path: str, status: int, reason: str, words: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Return body and headers of what is refused before it is a request that anybody has looked at."""
+    error = RequestError(words, code=reason)
+    error.status = status  # type: ignore[misc]  # the reasons have no classes of their own
+    error.type = "service_unavailable" if status == 503 else "invalid_request_error"  # type: ignore[misc]
+    if not speaks_anthropic(path):
+        return msgspec.json.encode(error.body()), []
+    request_id = new_request_id()
+    ids = [(name, request_id.encode()) for name in (b"request-id", b"x-request-id")]
+    return msgspec.json.encode(anthropic_error(error, request_id)), ids

@@ -40,5 +40,9 @@ class RequestState:
     def new(cls, headers: Mapping[bytes, bytes]) -> "RequestState":
         """Use the caller's x-request-id if it is harmless. Ids of engine sequences never come from here."""
         wanted = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else "req_" + secrets.token_hex(12)
+        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else new_request_id()
         return cls(request_id, trace=trace_context(headers.get(b"traceparent")))
+
+
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(12)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.api.conftest import Serve
 from tests.support.fakes import FakeLoader, FakeRunner
-from tests.support.live import MODEL, LiveServer, SlowRunner, assert_error, eventually
+from tests.support.live import MODEL, LiveServer, SlowRunner, assert_error, eventually, openai_error
 
 LIMITS = {"header_timeout": 0.4, "body_timeout": 0.4, "write_timeout": 0.4, "max_header_bytes": 2048}
 
@@ -154,6 +154,27 @@ def test_a_client_that_does_not_read_its_stream_is_dropped(serve: Serve) -> None
         eventually(lambda: not server._uvicorn.server_state.connections)
     assert server.registry.num_open_requests == 0
     assert server.complete(max_tokens=1).status_code == 200
+
+
+def test_refusals_have_the_shape_of_their_routes(serve: Serve) -> None:
+    """Anthropic's clients look for another error object than OpenAI's."""
+    server = serve(**LIMITS, max_connections=1)
+    with connection(server) as sock:
+        head = (
+            b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        )
+        sock.send(head + b"{")
+        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        error = json.loads(body)
+        assert b"\r\nrequest-id: " + error["request_id"].encode() in head
+        assert openai_error(error)["code"] == "body_timeout"
+    eventually(lambda: not server._uvicorn.server_state.connections)
+    with connection(server):
+        eventually(lambda: len(server._uvicorn.server_state.connections) == 1)
+        above = httpx.post(f"{server.url}/v1/messages", trust_env=False)
+        assert_error(above, 503, code="too_many_connections")
+        assert above.json()["error"]["type"] == "overloaded_error" and int(above.headers["retry-after"]) > 0
 
 
 def test_a_slow_reader_is_served_to_the_end(serve: Serve) -> None:
