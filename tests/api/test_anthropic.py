@@ -148,6 +148,47 @@ class TestMessage:
         body = {"model": MODEL, "messages": [USER], "max_tokens": 200}
         assert text_of(saying.http.post("/v1/messages?beta=true", json=body, headers=headers).json()) == ANSWER
 
+    def test_what_agents_send(self, serve: Serve) -> None:
+        """Everything that changes nothing here beside what does, and far more room for the answer than there is."""
+        loader = FakeLoader(runner=FakeRunner(answer=CALLS), response_template=RESPONSE_TEMPLATE, context_length=4096)
+        server = serve(loader)
+        mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+        schema = {"$schema": "http://json-schema.org/draft-07/schema#", **SCHEMA}
+        message = message_of(
+            stream(
+                server,
+                system=[{"type": "text", "text": "You are an agent."}, {"type": "text", "text": "Be brief.", **mark}],
+                tools=[{**tool, "input_schema": schema, **mark} for tool in TOOLS],
+                tool_choice={"type": "auto"},
+                metadata={"user_id": '{"device_id": "x"}'},
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "<reminder>", **mark}, {"type": "text", "text": "hi"}],
+                    },
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "toolu_1", "name": "now", "input": {}, **mark}],
+                    },
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "tool_result", "tool_use_id": "toolu_1", "content": "no clock", "is_error": True, **mark},
+                            {"type": "text", "text": "go on", **mark},
+                        ],
+                    },
+                ],
+                thinking={"type": "enabled", "budget_tokens": 31_999},
+                max_tokens=32_000,
+                temperature=1,
+                top_k=1,
+                service_tier="auto",
+                cache_control={"type": "ephemeral"},
+            )
+        )
+        assert [block["type"] for block in message["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+        assert message["stop_reason"] == "tool_use"
+
     def test_what_the_prefix_cache_had_is_told_apart(self, serve: Serve) -> None:
         loader = FakeLoader(runner=FakeRunner(answer=ANSWER), ledger=BlockLedger(100, 4))
         server = serve(loader)
