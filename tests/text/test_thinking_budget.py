@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from app.engine.grammar import Grammar, GrammarError, Matcher
 from app.text.constraint import Constraint, Reasoning
+from app.text.grammar import GrammarCompiler
 from app.text.matching import MIN_ROWS
-from tests.support.tiny import EOS
+from app.text.tokenizer import Tokenizer
+from tests.support.tiny import EOS, byte_tokenizer
 from tests.text.test_grammar import COMPILER, TOKENIZER, allowed
 
 THINK = {is_open: Reasoning("<think>", "</think>", is_open) for is_open in (False, True)}
@@ -112,6 +115,31 @@ class TestWithAGrammar:
         grammar = budgeted(2, inner=COMPILER.compile_here(constraint))
         for text in ('"<think>abcdef"', '<think>a</think>"<think>abcdef"'):
             assert dictate(grammar, text) == text
+
+
+class TestMarkersThatAreTokens:
+    @pytest.fixture(params=[True, False], ids=["special", "not special"])
+    def model(self, request: pytest.FixtureRequest) -> tuple[Tokenizer, GrammarCompiler]:
+        hf = byte_tokenizer()
+        hf.add_tokens([AddedToken(marker, special=request.param) for marker in ("<think>", "</think>")])
+        tokenizer = Tokenizer(hf)
+        return tokenizer, GrammarCompiler(tokenizer, len(hf), frozenset({EOS}))
+
+    def test_the_token_comes_and_not_its_text(self, model: tuple[Tokenizer, GrammarCompiler]) -> None:
+        tokenizer, compiler = model
+        (opening,), (close,) = tokenizer.encode("<think>"), tokenizer.encode("</think>")
+        a, less = *tokenizer.encode("a"), *tokenizer.encode("<")
+        inner = compiler.compile_here(Constraint("choice", ["xy"], "p", reasoning=THINK[False]))
+        for grammar in (None, inner):
+            budgeted = asyncio.run(compiler.with_budget(grammar, THINK[False], 3, "p"))
+            matcher = budgeted.start()
+            for token_id in (opening, a, a, less):
+                assert token_id in allowed(budgeted, matcher)[0]
+                matcher.accept(token_id)
+            assert allowed(budgeted, matcher)[0] == {close}
+            matcher.accept(close)
+            follows = allowed(budgeted, matcher)[0]
+            assert tokenizer.encode("x")[0] in follows and (a in follows) is (grammar is None)
 
 
 @pytest.mark.parametrize("rows", [3, MIN_ROWS + 3])
