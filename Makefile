@@ -54,6 +54,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
 bench: $(VENV)/.installed-bench ## Measure tfoai beside `transformers serve` over HTTP, and the engine's steps beside their floor
 	$(BIN)/python -m tests.benchmarks.server
 	$(BIN)/python -m tests.benchmarks.engine
+	$(BIN)/python -m tests.benchmarks.seq2seq
 
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/.installed-bench ## Measure the engine on a CUDA device beside transformers' continuous batching

@@ -29,7 +29,7 @@ from app.engine.generation import (
     generation_defaults,
     merged_generation_config,
 )
-from app.engine.hybrid import HybridRunner
+from app.engine.hybrid import HybridRunner, attending
 from app.engine.kv_cache import BlockLedger
 from app.engine.linear import quicken
 from app.engine.loaded import LoadedModel
@@ -38,6 +38,7 @@ from app.engine.paged import PagedRunner, UnsuitableModelError
 from app.engine.progress import ProgressHook
 from app.engine.sampler import BatchSampler
 from app.engine.scheduler import Scheduler
+from app.engine.seq2seq import verify_seq2seq
 from app.engine.sequential import SequentialRunner
 from app.engine.verify import verify
 from app.engine.warmup import largest_step_bytes
@@ -73,7 +74,7 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
     threads = helpful_threads(model.get_memory_footprint()) if model.device.type == "cpu" else None
     linear = quicken(model)
     compile_seconds = compile_model(model, path) if settings.compile else None
-    runner, ledger = _runner(model, generation_config, settings, context_length, name)
+    runner, ledger = _runner(model, generation_config, settings, context_length, name, start_ids)
     if ledger is not None:
         context_length = min(context_length, ledger.num_blocks * ledger.block_size)
     engine = EngineThread(
@@ -120,13 +121,24 @@ def load(name: str, source: str, settings: ModelSettings, path: str, on_progress
 
 
 def _runner(
-    model: PreTrainedModel, generation_config: GenerationConfig, settings: ModelSettings, context_length: int, name: str
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    settings: ModelSettings,
+    context_length: int,
+    name: str,
+    start_ids: list[int] | None,
 ) -> tuple[SequentialRunner | HybridRunner, BlockLedger | None]:
-    """Return the paged runner with its ledger if the model runs faithfully in paged batches, else the sequential one."""
+    """Return the runner of batches, with the ledger of its blocks if it has some, if the model runs faithfully in batches.
+
+    Else the sequential one.
+    """
     attention = model.config._attn_implementation or "eager"
     try:
         if (generation_config.num_beams or 1) > 1:
             raise UnsuitableModelError("it decodes with beam search")
+        if start_ids is not None:
+            seq2seq = verify_seq2seq(model, generation_config, start_ids)
+            return HybridRunner(seq2seq, SequentialRunner(model, generation_config)), None
         verified = verify(model)
     except UnsuitableModelError as reason:
         logger.info("model.sequential", extra={"model": name, "reason": f"one sequence at a time, because {reason}"})
@@ -149,7 +161,7 @@ def _runner(
     runner = PagedRunner(model, verified.attention, num_blocks, verified.memory)
     runner.record_decode_steps(settings.max_num_seqs, context_length)
     # Requests may ask for beams of a model that has none by itself.
-    hybrid = HybridRunner(model, runner, SequentialRunner(model, generation_config), attention)
+    hybrid = HybridRunner(runner, SequentialRunner(model, generation_config), partial(attending, model, attention))
     return hybrid, BlockLedger(num_blocks, block_size, prefix_cache=settings.prefix_cache)
 
 

@@ -14,7 +14,7 @@ from app.engine.sequence import SamplingParams, Sequence
 from app.engine.varlen import varlen_attention
 
 # Largest difference of logits, as a share of the largest logit, that rounding can explain.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 _LENGTHS = (3, 19, 40)
 # What is computed in each step of each sequence: chunks of a prompt beside single tokens, in every mixture.
 _STEPS = ((1, 10, 17), (1, 1, 20), (1, 8, 1), (0, 0, 2))
@@ -77,6 +77,6 @@ def _compare(scheduled: ScheduledSequence, got: Tensor, plain: Tensor) -> None:
     start = scheduled.seq.num_computed_tokens
     expected = plain[start : start + scheduled.num_new_tokens].float()
     difference = (got.float() - expected).abs().max() / expected.abs().max()
-    tolerance = _TOLERANCE.get(plain.dtype, 1e-1)
+    tolerance = TOLERANCE.get(plain.dtype, 1e-1)
     if not difference <= tolerance:
         raise UnsuitableModelError(f"its logits differ by {difference:.2%} from a plain forward")

@@ -89,7 +89,7 @@ async def test_equals_generate_beside_plain_sequences(
     models: dict[str, LoadedModel], kind: str, options: dict[str, Any]
 ) -> None:
     model = models[kind]
-    assert model.runner == ("sequential" if kind == "bart" else "paged")
+    assert model.runner == ("seq2seq" if kind == "bart" else "paged")
     asked = model.defaults.resolve(SamplingRequest(**options), max_tokens=MAX_TOKENS)
     plain = model.defaults.resolve(SamplingRequest(), max_tokens=MAX_TOKENS)
     short, long = prompts()

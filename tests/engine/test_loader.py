@@ -49,6 +49,12 @@ def test_an_encoder_decoder_without_limit_gets_the_fallback(models: Path) -> Non
     loaded = load(settings(models / "t5", ModelType.SEQ2SEQ))
     assert (loaded.is_encoder_decoder, loaded.num_decoder_start_tokens) == (True, 1)
     assert loaded.context_length == loader.FALLBACK_CONTEXT_LENGTH
+    assert loaded.runner == "seq2seq"
+    loaded.engine.stop()
+
+
+def test_beams_by_default_run_one_by_one(models: Path) -> None:
+    loaded = load(settings(models / "t5", ModelType.SEQ2SEQ, generate_config={"num_beams": 3}))
     assert loaded.runner == "sequential"
     loaded.engine.stop()
 

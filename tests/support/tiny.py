@@ -64,6 +64,10 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 512,
     }  # fmt: skip
+    relative = {
+        "vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD,
+        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+    }  # fmt: skip
     t = transformers
     makers: dict[str, Any] = {
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**common | overrides)),
@@ -116,21 +120,14 @@ def tiny_model(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
                 vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
             )
         ),
-        "t5": lambda: t.T5ForConditionalGeneration(
-            t.T5Config(
-                vocab_size=VOCAB_SIZE,
-                d_model=32,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                pad_token_id=PAD,
-                eos_token_id=EOS,
-                decoder_start_token_id=PAD,
-                **overrides,
-            )
-        ),
+        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**relative | overrides)),
+        "mt5": lambda: t.MT5ForConditionalGeneration(t.MT5Config(**relative | overrides)),
         "bart": lambda: t.BartForConditionalGeneration(t.BartConfig(**seq2seq | overrides)),
+        "mbart": lambda: t.MBartForConditionalGeneration(t.MBartConfig(**seq2seq | overrides)),
+        "marian": lambda: t.MarianMTModel(t.MarianConfig(**seq2seq | overrides)),
+        "m2m_100": lambda: t.M2M100ForConditionalGeneration(t.M2M100Config(**seq2seq | overrides)),
+        "blenderbot": lambda: t.BlenderbotForConditionalGeneration(t.BlenderbotConfig(**seq2seq | overrides)),
+        "blenderbot_small": lambda: t.BlenderbotSmallForConditionalGeneration(t.BlenderbotSmallConfig(**seq2seq | overrides)),
         "pegasus": lambda: t.PegasusForConditionalGeneration(
             t.PegasusConfig(**seq2seq | {"forced_eos_token_id": EOS} | overrides)
         ),
