@@ -102,10 +102,13 @@ ENDPOINTS = (
         _STREAM
         | {
             "messages": "text, refusals and calls; other content parts are refused.",
+            "documents": "where the model's template reads them; else refused.",
             "modalities": '`["text"]`.',
             "reasoning_effort": "where the model's template has a switch for it; else refused.",
             "service_tier": "a priority among requests that wait.",
             "store": "false; true is refused: nothing is stored here.",
+            "response_format": "beside `tools` that may be called: JSON, where calls can be told from it by their beginning.",
+            "verbosity": "where the model's template reads it; else medium only.",
             "truncation_side": "left; right would cut off where the answer begins.",
         }
         | _OUTPUT,
@@ -122,7 +125,7 @@ ENDPOINTS = (
             "reasoning": "`effort` where the model's template has a switch for it; `summary` of auto.",
             "service_tier": "a priority among requests that wait.",
             "stream_options": "`include_obfuscation` is taken, and no padding is sent.",
-            "text": "`format`; `verbosity` of medium.",
+            "text": "`format`; `verbosity` where the model's template reads it, else of medium.",
             "tools": "functions; built-in tools are refused.",
         }
         | _BEAMS

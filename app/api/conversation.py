@@ -163,11 +163,14 @@ class Conversation:
         constraint = prompt.constraint
         if constraint is not None:
             constraint = replace(constraint, reasoning=chat.reasoning(rendered.text))
+            # By itself also where it becomes a part of what calls are held to: what is wrong with it has its own name.
             grammar = await model.loaded.grammars.compile(constraint)
             request = replace(request, grammar=grammar, grammar_param=constraint.param)
-        calls = await grammar_of_calls(model, offered, rendered.text, request)
+        if offered.must_call:
+            constraint = None  # the answer is calls, and nothing that it could be held to
+        calls = await grammar_of_calls(model, offered, rendered.text, request, constraint if offered.tools else None)
         if calls is not None:
-            request = replace(request, grammar=calls, grammar_param=offered.param)
+            request = replace(request, grammar=calls, grammar_param=offered.param if constraint is None else constraint.param)
         if prompt.max_thinking is not None:
             request = await limit_thinking(model, rendered.text, request, prompt.max_thinking, prompt.max_thinking_param)
         # The prompt's tokens are scored once.

@@ -13,23 +13,26 @@ from app.engine.defaults import SamplingRequest
 from app.errors import InvalidRequest, UnsupportedParameter
 from app.registry import ServedModel
 from app.text.call_constraint import call_constraint
+from app.text.constraint import Constraint
 
 if TYPE_CHECKING:
     from app.engine.grammar import Grammar
 
 
 async def grammar_of_calls(
-    model: ServedModel, offered: OfferedTools, prefix: str, request: SamplingRequest
+    model: ServedModel, offered: OfferedTools, prefix: str, request: SamplingRequest, answer: Constraint | None = None
 ) -> "Grammar | None":
-    """Return what holds the answer to a rendered prompt, whose text is `prefix`, to the calls that the request wants.
+    """Return what holds the answer to a rendered prompt, whose text is `prefix`, to the calls that the request wants, and
+    otherwise to `answer`.
 
     None where there is nothing to hold it to, or where the parser alone takes care of it. Raise InvalidRequest or a subclass
     for what can not be enforced.
     """
-    if not offered.wants_grammar:
+    needed = offered.needs_grammar or answer is not None
+    if not offered.wants_grammar and not needed:
         return None
     loaded = model.loaded
-    if not offered.needs_grammar and (request.contradicts_grammar or loaded.defaults.beams(request) > 1):
+    if not needed and (request.contradicts_grammar or loaded.defaults.beams(request) > 1):
         return None  # which a grammar would contradict
     try:
         constraint = await asyncio.to_thread(
@@ -40,11 +43,12 @@ async def grammar_of_calls(
             prefix,
             must_call=offered.must_call,
             single=offered.limit == 1,
-            param=offered.param,
+            param=offered.param if offered.needs_grammar or answer is None else answer.param,
+            answer=answer,
         )
         return await loaded.grammars.compile(constraint)
     except InvalidRequest:
-        if offered.needs_grammar:
+        if needed:
             raise
         return None
 

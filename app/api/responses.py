@@ -35,7 +35,6 @@ from app.api.schemas.responses import (
     InputTokensRequest,
     ReasoningOptions,
     ResponseRequest,
-    check_text,
     offered_tools,
     read_reasoning,
     read_tools,
@@ -76,7 +75,6 @@ async def create_response(request: Request[Any, Any, Any], context: Context) -> 
 @may_be_lenient
 async def count_input_tokens(request: Request[Any, Any, Any], context: Context) -> Any:
     body = await read_body(request, InputTokensRequest, REFUSED_FOR_COUNT)
-    check_text(body.text)
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
     asked = _Asked.of(body, context.responses, RequestState.of(request.scope).salt)
@@ -130,6 +128,10 @@ class _Asked:
             read_reasoning(body),
         )
 
+    @property
+    def verbosity(self) -> str | None:
+        return None if self.body.text is None else self.body.text.verbosity
+
     def read(self) -> None:
         """Make items and messages. Stored responses may be large: not for the event loop."""
         items_of: dict[str, dict[str, Item]] = {}
@@ -154,7 +156,7 @@ class _Asked:
         prompt = ChatPrompt(
             messages=self.messages,
             offered=self.offered,
-            variables=template_variables(self.reasoning, model.loaded.chat),
+            variables=template_variables(self.reasoning, self.verbosity, model.loaded.chat),
         )
 
         async def fitting(messages: list[dict[str, Any]]) -> Rendered | None:
@@ -245,7 +247,7 @@ class _Answer:
             service_tier=served_tier(body.service_tier),
             store=self._keep is not None,
             temperature=params.temperature,
-            text=EffectiveText(_format(body)),
+            text=EffectiveText(_format(body), asked.verbosity or "medium"),
             tool_choice=body.tool_choice or "auto",
             tools=asked.tools,
             top_logprobs=body.top_logprobs or 0,

@@ -54,6 +54,43 @@ class ConstrainedParser:
         return [*thought, Content(content)] if content else thought
 
 
+class EitherParser:
+    """For answers that are calls, which begin with `opener`, or content whose form is enforced; with reasoning before either.
+
+    `calls` reads answers of this model from their beginning.
+    """
+
+    def __init__(self, opener: str, calls: AnswerParser, reasoning: ReasoningMarkers | None) -> None:
+        self._opener = opener
+        self._calls = calls
+        self._content: AnswerParser = PlainParser() if reasoning is None else ConstrainedParser(reasoning)
+        self._text = ""
+        self._begun = ""  # of the content, until it is known whether it is some
+        self._reads: AnswerParser | None = None
+
+    def feed(self, text: str) -> list[ChatDelta]:
+        if self._reads is not None:
+            return self._reads.feed(text)
+        self._text += text
+        deltas = self._content.feed(text)
+        thought: list[ChatDelta] = [delta for delta in deltas if isinstance(delta, Reasoning)]
+        self._begun += "".join(delta.text for delta in deltas if isinstance(delta, Content))
+        if self._begun.startswith(self._opener):
+            self._reads = self._calls
+            # What was thought is given out already.
+            return [*thought, *(delta for delta in self._calls.feed(self._text) if not isinstance(delta, Reasoning))]
+        if not self._opener.startswith(self._begun):
+            self._reads = self._content
+            return [*thought, Content(self._begun)]
+        return thought
+
+    def finish(self) -> list[ChatDelta]:
+        if self._reads is not None:
+            return self._reads.finish()
+        held: list[ChatDelta] = [Content(self._begun)] if self._begun else []
+        return held + self._content.finish()
+
+
 def new_call_id(length: int = 24) -> str:
     """Return an id of a tool call; Mistral's templates take nothing but nine letters and digits."""
     alphabet = string.ascii_letters + string.digits

@@ -40,21 +40,27 @@ def call_constraint(
     must_call: bool,
     single: bool,
     param: str,
+    answer: Constraint | None = None,
 ) -> Constraint:
     """Return what an answer to the prompt whose text is `prefix` is held to. Slow at the first call.
 
     Only these functions may be called, one of them must be if `must_call`, and one at most if `single`. The schemas of strict
-    ones are enforced; so are the others, as far as that is possible. Raise UnsupportedParameter if the model's format can not
-    be enforced, or a strict schema.
+    ones are enforced; so are the others, as far as that is possible. With `answer`, what is no call is held to that. Raise
+    UnsupportedParameter if the model's format can not be enforced, or a strict schema, or `answer` beside calls.
     """
     format = chat.spelled_format
     if format is None:
         raise UnsupportedParameter(
             f"This model can not honour `{param}`: its tool calls are written in a way that can not be enforced.", param=param
         )
+    if answer is not None and format.is_bare:
+        raise UnsupportedParameter(
+            f"This model can not honour `{answer.param}` beside `tools`: its calls begin as JSON does.", param=answer.param
+        )
     parts = Parts(format, marker)
     schemas = {function.name: _schema(function, format, parts) for function in functions}
-    lark = call_grammar(format, schemas, marker=marker, must_call=must_call, single=single)
+    rule = "" if answer is None else answer.answer_rule()
+    lark = call_grammar(format, schemas, marker=marker, must_call=must_call, single=single, answer=rule)
     return Constraint("lark", lark, param, reasoning=chat.reasoning(prefix))
 
 

@@ -21,10 +21,12 @@ def call_grammar(
     marker: Marker,
     must_call: bool,
     single: bool,
+    answer: str = "",
 ) -> str:
     """Return the grammar of an answer that may, or `must_call`, end in calls of these functions, `single`: in one.
 
-    `schemas` are those of their arguments by name. Reasoning before it is not part of it, but for harmony.
+    `schemas` are those of their arguments by name. Reasoning before it is not part of it, but for harmony. With `answer`, a
+    rule of that name, it is calls or that, and nothing else. The format must not be a bare one then.
     """
     parts, spelling, arguments = Parts(format, marker), format.spelling, Rules()
     opener = format.opens[0] if format.opens and not format.is_bare else ""
@@ -41,9 +43,11 @@ def call_grammar(
         arguments |= spelling.arguments.rules(f"arguments_{index}", schema, parts)
     rules += [f"{name}: {definition}" for name, definition in arguments.items()]
     if format.name == "harmony":
-        return "\n".join([*_harmony_start(parts, must_call), *rules])
+        return "\n".join([*_harmony_start(parts, must_call, answer), *rules])
     if must_call:
         return "\n".join([f"start: {parts.text(opener)} calls", *rules])
+    if answer:
+        return "\n".join([f"start: answer | {parts.text(opener)} calls", answer, *rules])
     return "\n".join([*_start(parts, format, opener), *rules])
 
 
@@ -62,10 +66,10 @@ def _start(parts: "Parts", format: ToolFormat, opener: str) -> Sequence[str]:
     return "start: PLAIN? | opened calls", f"opened[lazy]: /(?s:.*){escaped(opener)}/", plain
 
 
-def _harmony_start(parts: "Parts", must_call: bool) -> Sequence[str]:
+def _harmony_start(parts: "Parts", must_call: bool, answer: str) -> Sequence[str]:
     """Harmony's answers are messages: some that reason, and then the answer or a call."""
     plain = "PLAIN: /(?s:.*)/" + "".join(map(_without, ("<|end|>", "<|channel|>", "<|start|>", "<|call|>", "<|return|>")))
-    final = f"final: {parts.text('<|channel|>final<|message|>')} PLAIN"
+    final = f"final: {parts.text('<|channel|>final<|message|>')} {'answer' if answer else 'PLAIN'}"
     next_message = parts.text("<|end|><|start|>assistant")
     reasoning = f"reasoning: {parts.text('<|channel|>analysis<|message|>')} PLAIN {next_message}"
     # Where a text ends can not be told if the marker behind it is text too; but it is a token of all models that know it.
@@ -73,7 +77,8 @@ def _harmony_start(parts: "Parts", must_call: bool) -> Sequence[str]:
     before = "reasoning? " if rules else ""
     if must_call:
         return f"start: {before}calls", *rules, *([plain] if rules else [])
-    return f"start: {before}(final | calls)", *rules, final, plain
+    kept = [plain] if rules or not answer else []
+    return f"start: {before}(final | calls)", *rules, final, *kept, *([answer] if answer else [])
 
 
 def _without(marker: str) -> str:

@@ -12,7 +12,15 @@ from typing import Any, cast
 from jinja2 import TemplateError
 
 from app.errors import ConfigError, InvalidRequest, UnsupportedParameter
-from app.text.answer_parser import AnswerParser, ConstrainedParser, MarkerParser, PlainParser, TemplateParser, new_call_id
+from app.text.answer_parser import (
+    AnswerParser,
+    ConstrainedParser,
+    EitherParser,
+    MarkerParser,
+    PlainParser,
+    TemplateParser,
+    new_call_id,
+)
 from app.text.call_grammar import spelled_call
 from app.text.constraint import Constraint, Reasoning
 from app.text.deltas import ChatAnswer
@@ -26,7 +34,7 @@ from app.text.formats import (
 )
 from app.text.harmony import HarmonyParser
 from app.text.reasoning import reasoning_of
-from app.text.template_variables import effort_variables, thinking_variables, variables_of
+from app.text.template_variables import effort_variables, names_read, thinking_variables, variables_of
 from app.text.tokenizer import Tokenizer
 
 # Characters at the end of a prompt that a marker and the white space behind it can take.
@@ -48,7 +56,8 @@ class ChatTemplate:
         sources = list(template.values()) if isinstance(template, dict) else [template or ""]
         self._source = "\n".join(sources)
         self.exists = bool(template)
-        self.variables = variables_of(sources)
+        names = names_read(sources)
+        self.variables, self._reads_documents = variables_of(names), "documents" in names
         self._knows_tools = any("tools" in source for source in sources)
         self._knows_developer = any("developer" in source for source in sources)
         added = tokenizer.hf.added_tokens_decoder.values()
@@ -190,6 +199,25 @@ class ChatTemplate:
         """Return the template's variables for a `reasoning_effort`; raise UnsupportedParameter where it has none for it."""
         return effort_variables(effort, self.variables, self._source, reasons=self.reasons)
 
+    def verbosity_variables(self, verbosity: str, param: str) -> dict[str, object]:
+        """Return the template's variables for a verbosity; raise UnsupportedParameter where it has none, but for "medium"."""
+        if "verbosity" in self.variables:
+            return {"verbosity": verbosity}
+        if verbosity == "medium":  # which asks for nothing
+            return {}
+        raise UnsupportedParameter(
+            f"`{param}` {verbosity!r} is not supported by this model: its chat template does not read it.", param=param
+        )
+
+    def document_variables(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+        """Return what the template is told of documents to answer from; raise UnsupportedParameter where it reads none."""
+        if not self._reads_documents:
+            raise UnsupportedParameter(
+                "`documents` is not supported by this model: its chat template does not read it.", param="documents"
+            )
+        self._refuse_control_tokens_in_keys(documents, "documents")
+        return {"documents": [dict(document) for document in documents]}
+
     def thinking_variables(self, thinks: bool) -> dict[str, object]:
         """Return the template's variables that turn thinking on or off; raise UnsupportedParameter where it has none for it."""
         return thinking_variables(thinks, self.variables, self._source, reasons=self.reasons)
@@ -231,9 +259,12 @@ class ChatTemplate:
 
         Without `tools` nothing is taken for a call. `names` are the only ones that may be called; at most `limit` calls are
         made. What else looks like a call is content. An answer that is held to a `constraint` is content to the letter,
-        whatever it looks like, but for the reasoning before it.
+        whatever it looks like, but for the reasoning before it; with tools, it is that or calls.
         """
-        if constraint is not None:
+        if constraint is not None and tools and not self._is_harmony and self.spelled_format is not None:
+            calls_parser = self.parser(prefix, tools, names=names, limit=limit)
+            return EitherParser(self.spelled_format.opens[0], calls_parser, constraint.reasoning)
+        if constraint is not None and not tools:
             return PlainParser() if constraint.reasoning is None else ConstrainedParser(constraint.reasoning)
         if self.response_template is not None:
             return TemplateParser(self._hf_parser(prefix, tools), names=names, limit=limit)

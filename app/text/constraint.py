@@ -83,6 +83,18 @@ class Constraint:
         literal = frozenset(char for char in self.value if char.isalnum())
         return self._regex() if self.kind == "regex" else self._lark(), literal
 
+    def answer_rule(self) -> str:
+        """Return the rule `answer` for a grammar in which calls of tools are the other way to answer.
+
+        Raise UnsupportedParameter for what is not JSON: only that can be told from a call by its beginning.
+        """
+        if self.kind not in ("json_object", "json_schema"):
+            raise UnsupportedParameter(
+                f"`{self.param}` beside `tools` that may be called can only ask for JSON.", param=self.param
+            )
+        schema = {"type": "object"} if self.kind == "json_object" else self._schema()
+        return f"answer: %json {json.dumps(schema, ensure_ascii=False)}"
+
     def _schema(self) -> Any:
         if not isinstance(self.value, str):
             return self.value

@@ -24,8 +24,8 @@ _SWITCHES = ("enable_thinking", "thinking")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-def variables_of(sources: Iterable[str]) -> frozenset[str]:
-    """Return the names that templates read and that a request may set; a template that can not be parsed has none."""
+def names_read(sources: Iterable[str]) -> frozenset[str]:
+    """Return the names that templates read and do not set themselves. One that can not be parsed reads nothing."""
     # It only parses: rendering is for the sandbox of transformers.
     environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)
     names: set[str] = set()
@@ -34,7 +34,12 @@ def variables_of(sources: Iterable[str]) -> frozenset[str]:
             names |= meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", source)))
         except TemplateSyntaxError:
             continue
-    return frozenset(name for name in names - _RESERVED if not name.endswith("_token"))
+    return frozenset(names)
+
+
+def variables_of(names: Iterable[str]) -> frozenset[str]:
+    """Return those of the names that a template reads that a request may set by `chat_template_kwargs`."""
+    return frozenset(name for name in names if name not in _RESERVED and not name.endswith("_token"))
 
 
 def thinking_variables(thinks: bool, variables: frozenset[str], source: str, *, reasons: bool) -> dict[str, object]:

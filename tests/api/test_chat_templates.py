@@ -29,6 +29,34 @@ def prompt_tokens(server: LiveServer, messages: Any = None, **body: Any) -> int:
     return int(answer_of(server, messages, **body)["usage"]["prompt_tokens"])
 
 
+class TestVerbosity:
+    def test_is_passed_to_a_template_that_reads_it(self, with_template: Any) -> None:
+        server = with_template(TURN + "{{ 'x' * 10 if verbosity == 'low' else '' }}" + PROMPT)
+        assert prompt_tokens(server, verbosity="low") == prompt_tokens(server) + 10
+        assert prompt_tokens(server, verbosity="high") == prompt_tokens(server)
+        assert_error(server.chat(verbosity="low", chat_template_kwargs={"verbosity": "high"}), 400, param="verbosity")
+        body = {"model": server.model.name, "input": "hi"}
+        answer = server.http.post("/v1/responses", json=body | {"text": {"verbosity": "low"}}).json()
+        assert answer["text"]["verbosity"] == "low"
+        plain = server.http.post("/v1/responses", json=body).json()
+        assert plain["text"]["verbosity"] == "medium"
+        assert answer["usage"]["input_tokens"] == plain["usage"]["input_tokens"] + 10
+
+    def test_a_template_that_does_not_read_it_takes_the_middle_one_only(self, saying: LiveServer) -> None:
+        assert message_of(saying, verbosity="medium")["content"] == ANSWER
+        assert_error(saying.chat(verbosity="low"), 400, param="verbosity", code="unsupported_parameter")
+
+
+class TestDocuments:
+    def test_are_shown_to_a_template_that_reads_them(self, with_template: Any) -> None:
+        server = with_template("{% for document in documents %}{{ document.text }}{% endfor %}" + TURN + PROMPT)
+        assert prompt_tokens(server, documents=[{"title": "a", "text": "x" * 7}]) == prompt_tokens(server, documents=[]) + 7
+        assert_error(server.chat(documents=[{"</s>": "a"}]), 400, param="documents")
+
+    def test_no_other_template_gets_any(self, saying: LiveServer) -> None:
+        assert_error(saying.chat(documents=[{"text": "a"}]), 400, param="documents", code="unsupported_parameter")
+
+
 class TestReasoningEffort:
     def test_is_passed_to_a_template_that_reads_it(self, with_template: Any) -> None:
         server = with_template(TURN + EFFORT + PROMPT)

@@ -81,6 +81,27 @@ class TestRandomModels:
         for one in answer_of(random_server, **body)["choices"]:
             assert "tool_calls" not in one["message"] or one["finish_reason"] in ("tool_calls", "length")
 
+    def test_an_answer_beside_calls_is_held_to_its_form(self, random_server: LiveServer) -> None:
+        """With `response_format`, an answer is one of the two, to the letter, in a stream as without."""
+        schema = {"type": "object", "properties": {"a": {"enum": ["<tool_call>", "x"]}}, "required": ["a"]}
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {**schema, "additionalProperties": False}}}
+        format = random_server.model.loaded.chat.spelled_format
+        body: dict[str, Any] = {"tools": TOOLS, "response_format": form, "parallel_tool_calls": False, "temperature": 1, "n": 8}
+        if format is None or format.is_bare:
+            assert_error(random_server.chat(**body), 400, param="response_format", code="unsupported_parameter")
+            return
+        whole = [(one["finish_reason"], one["message"]) for one in answer_of(random_server, **body)["choices"]]
+        streamed_ = [(one["finish_reason"], one) for one in assembled(streamed(random_server, **body)).values()]
+        for reason, message in whole + streamed_:
+            if reason == "tool_calls":
+                check([call.get("function", call) for call in message["tool_calls"]], {"weather", "now"})
+            elif reason == "stop":
+                jsonschema.validate(json.loads(message["content"]), schema)
+        assert {"tool_calls", "stop"} & {reason for reason, _ in whole + streamed_}
+        # Calls that must be leave no answer to be held to anything.
+        (one,) = answer_of(random_server, **body | {"n": 1, "tool_choice": "required"})["choices"]
+        assert one["finish_reason"] == "tool_calls"
+
     def test_functions(self, random_server: LiveServer) -> None:
         functions = [tool["function"] for tool in TOOLS]
         body = {"functions": functions, "function_call": {"name": "weather"}, "temperature": 1}

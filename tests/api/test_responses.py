@@ -325,7 +325,6 @@ class TestRefused:
             ({"background": True}, "background"),
             ({"text": {"format": {"type": "poem"}}}, "text.format.type"),
             ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "poem"}}}}, "text.format"),
-            ({"text": {"format": {"type": "json_object"}}, "tools": [TOOL]}, "text.format"),
             ({"text": {"verbosity": "high"}}, "text.verbosity"),
             ({"text": {"other": 1}}, "text.other"),
             ({"reasoning": {"effort": "high"}}, "reasoning.effort"),

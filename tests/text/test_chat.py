@@ -12,7 +12,7 @@ from app.text.answer_parser import MarkerParser, TemplateParser
 from app.text.chat import ChatTemplate
 from app.text.deltas import ChatAnswer, Content
 from app.text.formats import REASONING_FORMATS, TOOL_FORMATS
-from app.text.template_variables import variables_of
+from app.text.template_variables import names_read, variables_of
 from app.text.tokenizer import Tokenizer
 from tests.support.tiny import BOS, RESPONSE_TEMPLATE, byte_tokenizer
 
@@ -180,14 +180,18 @@ class TestFormats:
         assert (answer.reasoning, answer.content, answer.tool_calls) == ("hm", CALL, [])
 
 
+def settable(sources: list[str]) -> frozenset[str]:
+    return variables_of(names_read(sources))
+
+
 class TestVariables:
     def test_what_templates_read(self) -> None:
         """As gpt-oss's, Qwen's and DeepSeek's do: set where it is not defined, or asked for."""
-        assert variables_of(["{%- if effort is not defined %}{%- set effort = 'low' %}{%- endif %}{{ effort }}"]) == {"effort"}
-        assert variables_of(["{% if thinking is defined %}x{% endif %}{{ messages }}{{ bos_token }}"]) == {"thinking"}
-        assert variables_of(["{% generation %}{{ a }}{% endgeneration %}{% for b in c %}{{ b }}{% break %}{% endfor %}"]) == {
+        assert settable(["{%- if effort is not defined %}{%- set effort = 'low' %}{%- endif %}{{ effort }}"]) == {"effort"}
+        assert settable(["{% if thinking is defined %}x{% endif %}{{ messages }}{{ bos_token }}"]) == {"thinking"}
+        assert settable(["{% generation %}{{ a }}{% endgeneration %}{% for b in c %}{{ b }}{% break %}{% endfor %}"]) == {
             "a",
             "c",
         }
-        assert variables_of(["{{ strftime_now('%Y') }}{% set ns = namespace(a=1) %}{{ raise_exception('x') }}"]) == set()
-        assert variables_of(["{% broken"]) == set()
+        assert settable(["{{ strftime_now('%Y') }}{% set ns = namespace(a=1) %}{{ raise_exception('x') }}"]) == set()
+        assert settable(["{% broken"]) == set()

@@ -125,11 +125,7 @@ class _PromptFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise InvalidRequest(
                 "`output_format` is the older name of `output_config.format`; give one of them.", param="output_format"
             )
-        constraint = self.constraint
-        if constraint is not None and self.tools and not isinstance(self.tool_choice, NoChoice):
-            raise UnsupportedParameter(
-                f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
-            )
+        _ = self.constraint  # contradictions in it
 
     @property
     def budget_tokens(self) -> int | None:

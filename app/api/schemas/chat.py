@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 REFUSED = {
     "audio": "this server answers with text only.",
     "moderation": "there is no moderation here.",
-    "verbosity": "no verbosity control yet.",
     "web_search_options": "there is no web search here.",
 }
 
@@ -70,7 +69,8 @@ class ChatRequest(PromptFields, kw_only=True):
     """`max_completion_tokens` wins over its older name `max_tokens`.
 
     `store`, `metadata`, `safety_identifier` and the `prompt_cache_*` steer OpenAI's own hosting; they can not change an answer
-    here and are accepted. `service_tier` is a priority among those that wait. The last three are not OpenAI's.
+    here and are accepted. `service_tier` is a priority among those that wait. OpenAI's is not `chat_template_kwargs`, nor
+    `documents`, `add_generation_prompt` and `continue_final_message`.
     """
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -95,6 +95,8 @@ class ChatRequest(PromptFields, kw_only=True):
     prediction: Prediction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -108,11 +110,7 @@ class ChatRequest(PromptFields, kw_only=True):
             raise UnsupportedParameter("`store` true is not supported: nothing is stored here.", param="store")
         if self.modalities is not None and self.modalities != ["text"]:
             raise UnsupportedParameter("`modalities` other than text are not supported.", param="modalities")
-        constraint = self.constraint
-        if constraint is not None and self.offered_tools.tools:
-            raise UnsupportedParameter(
-                f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
-            )
+        _ = self.constraint  # contradictions in it
         if self.priority is not None and self.tier_priority:
             raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
         self.check_prompt_fields(has_logprobs=bool(self.logprobs))
@@ -154,15 +152,16 @@ class ChatRequest(PromptFields, kw_only=True):
     def template_variables(self, chat: "ChatTemplate") -> dict[str, Any]:
         """Return what the template is told besides messages and tools; raise UnsupportedParameter for what it does not read."""
         given = chat.checked_variables(self.chat_template_kwargs or {})
-        if self.reasoning_effort is None:
-            return given
-        variables = chat.effort_variables(self.reasoning_effort)
-        twice = next((name for name in variables if name in given and given[name] != variables[name]), None)
-        if twice is not None:
-            raise InvalidRequest(
-                f"`reasoning_effort` and `chat_template_kwargs.{twice}` contradict each other.", param="reasoning_effort"
-            )
-        return {**given, **variables}
+        wanted = {
+            "reasoning_effort": {} if self.reasoning_effort is None else chat.effort_variables(self.reasoning_effort),
+            "verbosity": {} if self.verbosity is None else chat.verbosity_variables(self.verbosity, "verbosity"),
+            "documents": {} if self.documents is None else chat.document_variables(self.documents),
+        }
+        for param, variables in wanted.items():
+            twice = next((name for name in variables if name in given and given[name] != variables[name]), None)
+            if twice is not None:
+                raise InvalidRequest(f"`{param}` and `chat_template_kwargs.{twice}` contradict each other.", param=param)
+        return given | {name: value for variables in wanted.values() for name, value in variables.items()}
 
     @property
     def tier_priority(self) -> int:

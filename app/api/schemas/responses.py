@@ -184,12 +184,7 @@ class ResponseRequest(BeamFields, kw_only=True):
             )
         if self.priority is not None and tier_priority(self.service_tier):
             raise InvalidRequest("`priority` and `service_tier` say the same thing; give one of them.", param="service_tier")
-        check_text(self.text)
-        constraint = self.constraint
-        if constraint is not None and self.tools and self.tool_choice != "none":
-            raise UnsupportedParameter(
-                f"`{constraint.param}` beside `tools` that may be called is not supported yet.", param=constraint.param
-            )
+        _ = self.constraint  # contradictions in it
 
     def constraints(self) -> list[Constraint]:
         wanted = None if self.text is None or self.text.format is None else self.text.format.constraint()
@@ -215,14 +210,6 @@ class InputTokensRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=Tru
     reasoning: dict[str, Any] | None = None
     text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
-
-
-def check_text(text: TextOptions | None) -> None:
-    """Raise for verbosities but the middle one, which asks for nothing."""
-    if text is None:
-        return
-    if text.verbosity not in (None, "medium"):
-        raise UnsupportedParameter("`text.verbosity` other than 'medium' is not supported.", param="text.verbosity")
 
 
 def read_tools(body: Asked) -> list[dict[str, Any]]:
@@ -292,12 +279,13 @@ def read_reasoning(body: Asked) -> ReasoningOptions:
     return options
 
 
-def template_variables(options: ReasoningOptions, chat: "ChatTemplate") -> dict[str, Any]:
-    """Return what the template is told of the effort; raise UnsupportedParameter if it has no word for it."""
+def template_variables(options: ReasoningOptions, verbosity: str | None, chat: "ChatTemplate") -> dict[str, Any]:
+    """Return what the template is told of effort and verbosity; raise UnsupportedParameter if it has no word for one."""
+    given = {} if verbosity is None else chat.verbosity_variables(verbosity, "text.verbosity")
     if options.effort is None:
-        return {}
+        return given
     try:
-        return chat.effort_variables(options.effort)
+        return given | chat.effort_variables(options.effort)
     except UnsupportedParameter as error:
         message = str(error).replace("`reasoning_effort`", "`reasoning.effort`")
         raise UnsupportedParameter(message, param="reasoning.effort") from error
