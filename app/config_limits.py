@@ -21,7 +21,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rena
     prompts: Annotated[int, whole("Prompts of one completion.", 1, 65536)] = 64
     inputs: Annotated[int, whole("Texts of one embeddings request.", 1, 65536)] = 2048
     messages: Annotated[int, whole("Messages of a conversation.", 1)] = 2048
-    items: Annotated[int, whole("Items of the `input` of a response or a decision; blocks of `system`.", 1)] = 4096
+    items: Annotated[int, whole("Items of an `input`; blocks of `system`; `documents` of a chat.", 1)] = 4096
     tools: Annotated[int, whole("Tools of one request.", 1)] = 128
     questions: Annotated[int, whole("Questions of one decision.", 1, 65536)] = 400
     text_characters: Annotated[int, whole("Characters of one text of `prompt`, `input` or `suffix`.", 1)] = 1_000_000

@@ -66,6 +66,7 @@ RULES = (
     _Rule("state", "text_characters", _longest_text, "characters"),
     _Rule("tokens", "prompt_tokens", _items, "token ids"),
     _Rule("messages", "messages", _items, "messages"),
+    _Rule("documents", "items", _items, "documents"),
     _Rule("tools", "tools", _items, "tools"),
     _Rule("functions", "tools", _items, "functions"),
     _Rule("questions", "questions", _items, "questions"),

@@ -179,10 +179,24 @@ class TestFormat:
             validate(json.loads(text_of(message)), SCHEMA)
             assert message["stop_reason"] == "end_turn"
 
-    def test_what_can_not_be(self, saying: LiveServer, calling: LiveServer) -> None:
+    def test_beside_tools_an_answer_is_a_call_or_the_form(self, serve: Serve) -> None:
+        server = serve(FakeLoader(runner=RandomRunner(), response_template=NO_REASONING, context_length=4096))
+        schema = {"type": "object", "properties": {"a": {"enum": ["<tool_call>", "x"]}}, "required": ["a"]}
+        output = {"format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}}
+        kinds = set()
+        for number in range(8):
+            body = {"tools": TOOLS, "output_config": output, "temperature": 1, "top_k": 50 + number, "max_tokens": 1000}
+            message = (answer(server, **body), message_of(stream(server, **body)))[number % 2]
+            kinds.add(message["stop_reason"])
+            if message["stop_reason"] == "tool_use":
+                assert {block["type"] for block in message["content"]} == {"tool_use"}
+            elif message["stop_reason"] == "end_turn":
+                validate(json.loads(text_of(message)), schema)
+        assert kinds & {"tool_use", "end_turn"}
+
+    def test_what_can_not_be(self, saying: LiveServer) -> None:
         format = {"type": "json_schema", "schema": {"type": "object", "patternProperties": {"a": {}}}}
         error = assert_error(post(saying, output_config={"format": format}), 400)
         assert error["param"].startswith("output_config.format") and "patternProperties" in error["message"]
         format["schema"] = SCHEMA
         assert_error(post(saying, output_config={"format": format}, output_format=format), 400, param="output_format")
-        assert_error(post(calling, output_config={"format": format}, tools=TOOLS), 400, param="output_config.format")

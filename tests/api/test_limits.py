@@ -59,6 +59,7 @@ CASES: list[tuple[str, str, Any, Any]] = [
     (CHAT, "messages", [USER] * 3, [USER] * 2),
     (CHAT, "tools", [TOOL] * 2, None),
     (CHAT, "functions", [TOOL["function"]] * 2, None),
+    (CHAT, "documents", [{"text": "x"}] * 3, None),
     (CHAT, "chat_template_kwargs", {"a": 1, "b": 1}, None),
     (DECISION, "questions", [QUESTION] * 3, None),
     (DECISION, "input", [USER] * 3, None),
