@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from app.write_deadline import WriteDeadline
 
 # status, words for the client; the keys are the label `reason` of the metric.
 _REFUSALS = {
@@ -19,7 +23,8 @@ _REFUSALS = {
     "header_too_large": (431, "The head of the request is too large."),
     "too_many_connections": (503, "The server has too many connections. Please retry."),
 }
-
+# Frames that a message of a WebSocket may come in: empty ones take memory too, and count for nothing in its size.
+MAX_FRAGMENTS = 4096
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -42,26 +47,53 @@ class ConnectionLimits:
     refusal: Callable[[str, int, str, str], tuple[bytes, Headers]]
 
 
-def protocol_class(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
-    """Return the protocol that uvicorn makes for each connection."""
-    return type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits})
+def protocol_classes(limits: ConnectionLimits) -> tuple[type[HttpToolsProtocol], type[WebSocketsSansIOProtocol]]:
+    """Return the protocols that uvicorn makes for each connection, and for each that becomes a WebSocket."""
+    return (
+        type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits}),
+        type("LimitedWebSocket", (_LimitedWebSocket,), {"limits": limits}),
+    )
 
 
-class _LimitedProtocol(HttpToolsProtocol):
+class _Limited(WriteDeadline):
+    limits: ClassVar[ConnectionLimits]
+
+    @property
+    def write_timeout(self) -> float:
+        return self.limits.write_timeout
+
+    def on_write_timeout(self) -> None:
+        self.limits.on_refused("write_timeout")
+
+    def _write_refusal(self, reason: str, path: str, default_headers: Headers) -> None:
+        status, body, more = self._answer(reason, path)
+        lines = [b"%s: %s\r\n" % header for header in (*default_headers, *more)]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+
+    def _answer(self, reason: str, path: str) -> tuple[int, bytes, Headers]:
+        """Return status, body and headers."""
+        status, words = _REFUSALS[reason]
+        body, more = self.limits.refusal(path, status, reason, words)
+        length = b"%d" % len(body)
+        return (
+            status,
+            body,
+            [(b"content-type", b"application/json"), (b"content-length", length), *more, (b"connection", b"close")],
+        )
+
+
+class _LimitedProtocol(_Limited, HttpToolsProtocol):
     """uvicorn's protocol with deadlines.
 
-    A connection is at any time in the head of a request, in its body, or behind it; the first two have a deadline. Another
-    deadline runs while the client does not read what was written.
+    A connection is at any time in the head of a request, in its body, or behind it; the first two have a deadline.
     """
 
-    limits: ClassVar[ConnectionLimits]
     # uvicorn sets it where a request begins, which not all that is refused does.
     url = b""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._read_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._num_head_bytes = 0
         self._refusal = "malformed"
@@ -80,20 +112,19 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_read_timer(None)
-        self._set_write_timer(None)
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         super().shutdown()
-        self._abort_if_unread()
+        self.abort_if_unread()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._abort_if_unread()
+        self.abort_if_unread()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._abort_if_unread()
+        self.abort_if_unread()
 
     # Reading
 
@@ -141,25 +172,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         else:
             self._refuse("body_timeout")
 
-    # Writing
+    # WebSockets
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._set_write_timer(self.limits.write_timeout)
-
-    def resume_writing(self) -> None:
-        self._set_write_timer(None)
-        super().resume_writing()
-        self._abort_if_unread()
-
-    def _abort_if_unread(self) -> None:
-        """A closed transport still waits for its client to read the rest, without end if it is let."""
-        if self.transport.is_closing() and self._write_timer is None:
-            self._set_write_timer(self.limits.write_timeout)
-
-    def _on_write_timeout(self) -> None:
-        self.limits.on_refused("write_timeout")
-        self.transport.abort()
+    def handle_websocket_upgrade(self) -> None:
+        self._set_read_timer(None)
+        if self.app is not self.config.loaded_app:  # above the limit
+            self._refuse("too_many_connections")
+        else:
+            super().handle_websocket_upgrade()
 
     # Refusing
 
@@ -171,10 +191,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Say why, unless an answer is on its way already, and close."""
         self.limits.on_refused(reason)
         if self._may_answer:
-            status, body, more = self._answer(reason, self.url.partition(b"?")[0].decode("latin-1"))
-            headers = [*self.server_state.default_headers, *more]
-            lines = [b"%s: %s\r\n" % header for header in headers]
-            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+            self._write_refusal(reason, self.url.partition(b"?")[0].decode("latin-1"), self.server_state.default_headers)
         self._close()
 
     @property
@@ -187,7 +204,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._set_read_timer(None)
         self.transport.close()
-        self._abort_if_unread()
+        self.abort_if_unread()
 
     async def _too_many(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request on a connection above the limit."""
@@ -201,17 +218,6 @@ class _LimitedProtocol(HttpToolsProtocol):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _answer(self, reason: str, path: str) -> tuple[int, bytes, Headers]:
-        """Return status, body and headers."""
-        status, words = _REFUSALS[reason]
-        body, more = self.limits.refusal(path, status, reason, words)
-        length = b"%d" % len(body)
-        return (
-            status,
-            body,
-            [(b"content-type", b"application/json"), (b"content-length", length), *more, (b"connection", b"close")],
-        )
-
     # Timers
 
     def _set_read_timer(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
@@ -219,7 +225,79 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._read_timer.cancel()
         self._read_timer = None if seconds is None or then is None else self.loop.call_later(seconds, then)
 
-    def _set_write_timer(self, seconds: float | None) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        self._write_timer = None if seconds is None else self.loop.call_later(seconds, self._on_write_timeout)
+
+class _LimitedWebSocket(_Limited, WebSocketsSansIOProtocol):
+    """uvicorn's protocol behind an upgrade; its pings find clients that are gone."""
+
+    _discards = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._discards:
+            return
+        super().data_received(data)
+        if not self.handshake_initiated:
+            # The head comes whole; this one the protocol did not take, and it tells nobody.
+            self.limits.on_refused("malformed")
+            self._write_refusal("malformed", "", self.default_headers)
+            self.transport.close()
+        self.abort_if_unread()
+
+    def handle_cont(self, event: Any) -> None:
+        if len(self.frames) < MAX_FRAGMENTS:
+            super().handle_cont(event)
+        elif not self._discards:
+            self.conn.fail(1009, "too many fragments")
+            self.handle_parser_exception()
+
+    def handle_parser_exception(self) -> None:
+        """Say why, and discard what still comes until the client has closed its side too.
+
+        To close with bytes unread would reset the connection, and what was said be lost.
+        """
+        sent = self.conn.close_sent
+        assert sent is not None
+        self._discards = self.close_sent = True
+        self.frames = []
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason})
+        if self.transport.is_closing():
+            return
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self._close_later()
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self.loop.call_soon(self.abort_if_unread)  # the transport is closed behind this
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.abort_if_unread()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.abort_if_unread()
+
+    async def send(self, message: Any) -> None:
+        """Raise ClientDisconnected once the connection is being closed, from whichever side; uvicorn calls that a mistake."""
+        await self.writable.wait()
+        if self.close_sent or self.transport.is_closing():
+            raise ClientDisconnected
+        await super().send(message)
+        if self.close_sent:
+            self.handshake_complete = True  # or an answer instead of a handshake would be logged as none
+        if self.close_timer is not None:
+            self._close_later()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self.abort_if_unread()
+
+    def _close_later(self) -> None:
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.close_timer = self.loop.call_later(self.close_timeout, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self.abort_if_unread()

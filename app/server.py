@@ -20,7 +20,7 @@ from app.api.app import create_app, create_metrics_app
 from app.api.auth import PUBLIC_PATHS, BearerTokens
 from app.api.error_shapes import connection_refusal
 from app.config import Config
-from app.connections import ConnectionLimits, protocol_class
+from app.connections import ConnectionLimits, protocol_classes
 from app.errors import ConfigError
 from app.logs import setup_logging
 from app.metrics import Metrics
@@ -33,6 +33,8 @@ from app.versions import package_version
 logger = logging.getLogger("tfoai.server")
 
 POLL_SECONDS = 0.05
+# For what ended with the engines to be told to its clients.
+LAST_EVENTS_SECONDS = 1.0
 # File descriptors for what is no connection: models' files, libraries, logs.
 OTHER_FILES = 256
 
@@ -123,8 +125,11 @@ class _Server(uvicorn.Server):
         while self._registry.num_open_requests and time.monotonic() < deadline and not self._hurry.is_set():
             await self._wait(POLL_SECONDS)
         logger.info("drain.finished", extra={"aborted": self._registry.num_open_requests})
-        # What still runs ends with an error event, which uvicorn lets out before it exits.
+        # What still runs ends with an error event, which uvicorn lets out before it exits; but WebSockets it closes at once.
         await asyncio.to_thread(self._registry.stop, 1 if self._hurry.is_set() else 10)
+        deadline = time.monotonic() + LAST_EVENTS_SECONDS
+        while self._registry.num_open_requests and time.monotonic() < deadline and not self._hurry.is_set():
+            await self._wait(POLL_SECONDS)
         self.should_exit = True
 
     async def _wait(self, seconds: float) -> None:
@@ -200,10 +205,14 @@ def uvicorn_config(app: Any, config: Config, metrics: Metrics) -> uvicorn.Config
         on_refused=lambda reason: metrics.connections_refused.labels(reason).inc(),
         refusal=connection_refusal,
     )
+    http, websocket = protocol_classes(limits)
     return uvicorn.Config(
         app,
-        http=protocol_class(limits),
-        ws="none",
+        http=http,
+        ws=websocket,
+        ws_max_size=config.max_body_bytes,
+        # Events are small: compressing each by itself gains little, and costs memory for every connection.
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         timeout_keep_alive=config.keep_alive_timeout,  # type: ignore[arg-type]  # only ever given to call_later

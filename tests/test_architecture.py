@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
         *("api", "config", "connections", "errors", "logs", "metrics", "model_reload", "registry", "reload", "tokens"),
         "versions",
     },
-    "connections": set(),
+    "connections": {"write_deadline"},
     "reload": {"config", "errors", "metrics", "model_reload", "tokens"},
     "model_reload": {"config", "errors", "loading", "registry"},
     "api": {
@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": {"config_keys", "errors"},
     "traces": set(),
     "versions": set(),
+    "write_deadline": set(),
 }
 # Of the engine and the text layer, the API may know only what has no torch behind it.
 API_MAY_KNOW = {

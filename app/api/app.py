@@ -19,6 +19,7 @@ from app.api.request_state import RequestState
 from app.api.requests import ClientDisconnected
 from app.api.response_store import ResponseStore
 from app.api.samples import model_samples
+from app.api.websocket import WebSocketResponses
 from app.config import Config
 from app.errors import (
     ContextLengthExceeded,
@@ -94,7 +95,7 @@ def create_app(
         # Errors are logged where they are mapped, once.
         logging_config=None,
     )
-    app.asgi_handler = RequestMiddleware(app.asgi_handler, context, tokens)
+    app.asgi_handler = WebSocketResponses(RequestMiddleware(app.asgi_handler, context, tokens), context, tokens)
     return app
 
 

@@ -7,11 +7,13 @@ from typing import Any
 from app.api.embed import EmbeddingWork
 from app.api.generate import Generation
 from app.api.request_state import RequestState
-from app.api.response_store import ResponseStore
+from app.api.response_store import Responses, ResponseStore
 from app.config import Config
 from app.metrics import Metrics
 from app.registry import Registry
 
+# The place in a request's scope of what its connection may go on from, where that is more than what is stored.
+CONNECTION_RESPONSES = "tfoai.responses"
 # What both kinds of models do.
 _OF_ANY_KIND = frozenset({"tokenize", "detokenize"})
 
@@ -27,6 +29,10 @@ class Context:
     @property
     def is_lenient(self) -> bool:
         return self.config.compatibility == "lenient"
+
+    def responses_of(self, scope: Any) -> Responses:
+        responses: Responses = scope.get(CONNECTION_RESPONSES, self.responses)
+        return responses
 
     def begin(self, scope: Any, name: str, num_sequences: int, operation: str, *, reuses: bool = False) -> Generation:
         """Admit a request for `num_sequences` sequences of the model `name`; raise what refuses it.

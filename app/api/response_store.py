@@ -5,8 +5,9 @@ In memory: another replica, or this one after a restart, knows none of them. Kno
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 # What an entry takes besides its texts, roughly: keys, objects, entries of dictionaries.
 _OVERHEAD = 1024
@@ -22,6 +23,24 @@ class Stored:
     input: bytes
     item_ids: tuple[str, ...] = ()
     previous_id: str | None = None
+
+
+Keep = Callable[[Stored], bool]
+
+
+class Responses(Protocol):
+    """What a new response may go on from."""
+
+    @property
+    def max_responses(self) -> int: ...
+    def chain(self, salt: str, id: str) -> list[Stored] | None: ...
+    def with_item(self, salt: str, item_id: str) -> Stored | None: ...
+    def keeper(self, salt: str, before: Sequence[Stored], *, wanted: bool) -> Keep | None:
+        """Return what keeps a response behind those before it, and says whether it is stored; None if nothing is to be kept.
+
+        `wanted` if the request wants it stored.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -66,6 +85,9 @@ class ResponseStore:
         for item_id in stored.item_ids:
             self._items[salt, item_id] = key
         return True
+
+    def keeper(self, salt: str, before: Sequence[Stored], *, wanted: bool) -> Keep | None:
+        return (lambda stored: self.put(salt, stored)) if wanted and self.max_responses else None
 
     def get(self, salt: str, id: str) -> Stored | None:
         """Return a response; this counts as a use of it."""
@@ -129,3 +151,44 @@ class ResponseStore:
             if self._items.get((salt, item_id)) == key:
                 del self._items[salt, item_id]
         return True
+
+
+class ConnectionResponses:
+    """What a connection may go on from: all that is stored, and its own latest response, which need not be.
+
+    That one is kept together with those before it, as long as they have at most `max_bytes`; nobody else can name it.
+    """
+
+    def __init__(self, stored: ResponseStore, max_bytes: int) -> None:
+        self._stored = stored
+        self._max_bytes = max_bytes
+        self._latest: list[Stored] = []
+
+    @property
+    def max_responses(self) -> int:
+        return self._stored.max_responses
+
+    def chain(self, salt: str, id: str) -> list[Stored] | None:
+        if self._latest and self._latest[-1].id == id:
+            return list(self._latest)
+        return self._stored.chain(salt, id)
+
+    def with_item(self, salt: str, item_id: str) -> Stored | None:
+        own = next((one for one in reversed(self._latest) if item_id in one.item_ids), None)
+        return own or self._stored.with_item(salt, item_id)
+
+    def keeper(self, salt: str, before: Sequence[Stored], *, wanted: bool) -> Keep | None:
+        put = self._stored.keeper(salt, before, wanted=wanted)
+
+        def keep(stored: Stored) -> bool:
+            chain = [*before, stored]
+            num_bytes = sum(len(one.response) + len(one.input) for one in chain)
+            self._latest = chain if num_bytes <= self._max_bytes else []
+            return put is not None and put(stored)
+
+        return keep
+
+    def forget(self, id: str) -> None:
+        """Let nothing go on from a response that is not stored: a turn that did has failed."""
+        if self._latest and self._latest[-1].id == id:
+            self._latest = []

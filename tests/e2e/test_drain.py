@@ -5,12 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.support.process import ServerProcess, serving
 from tests.support.tiny import save_tiny
@@ -111,6 +113,23 @@ def test_what_runs_longer_than_the_drain_timeout_ends_with_an_error_event(model:
         assert [stream.result for stream in streams] == ["aborted"] * 2
         error = json.loads(streams[0].lines[-2].removeprefix("data: "))["error"]
         assert error["type"] == "service_unavailable"
+        assert server.process.wait(timeout=5) == 0
+
+
+def test_a_websocket_is_told_how_its_turn_ends_before_it_is_closed(model: dict[str, Any], tmp_path: Path) -> None:
+    with ready(model, tmp_path, DRAIN_TIMEOUT=0.5) as server:
+        url = server.url.replace("http", "ws") + "/v1/responses"
+        with connect(url, proxy=None) as idle, connect(url, proxy=None) as websocket:
+            body = {"model": "m", "input": "x", "max_output_tokens": 90_000, "ignore_eos": True}
+            websocket.send(json.dumps({"type": "response.create", **body}))
+            kinds = [json.loads(websocket.recv(timeout=30))["type"]]
+            server.process.send_signal(signal.SIGTERM)
+            for one in (websocket, idle):
+                with suppress(ConnectionClosed):
+                    while True:
+                        kinds.append(json.loads(one.recv(timeout=30))["type"])
+                assert one.close_code == 1012
+        assert kinds[0] == "response.created" and kinds[-1] == "response.failed"
         assert server.process.wait(timeout=5) == 0
 
 
