@@ -9,7 +9,19 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from app.api import anthropic, chat, completions, decisions, embeddings, models, responses, status, stored_responses, tokenize
+from app.api import (
+    anthropic,
+    chat,
+    compaction,
+    completions,
+    decisions,
+    embeddings,
+    models,
+    responses,
+    status,
+    stored_responses,
+    tokenize,
+)
 from app.api.auth import BearerTokens
 from app.api.context import Context
 from app.api.error_shapes import error_body
@@ -66,6 +78,7 @@ def create_app(
             anthropic.count_tokens,
             responses.create_response,
             responses.count_input_tokens,
+            compaction.compact_response,
             stored_responses.get_response,
             stored_responses.delete_response,
             stored_responses.cancel_response,

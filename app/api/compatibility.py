@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.api.schemas import anthropic, chat, completions, decisions, responses, tokenize
+from app.api.schemas import anthropic, chat, compaction, completions, decisions, responses, tokenize
 from app.api.schemas.embeddings import EmbeddingRequest
 
 
@@ -121,7 +121,7 @@ ENDPOINTS = (
         {
             "background": "false; true is refused.",
             "include": "logprobs; what belongs to built-in tools never comes; encrypted reasoning is refused.",
-            "input": "text, calls and their outputs, reasoning, references to stored items; other parts are refused.",
+            "input": "text, calls and their outputs, reasoning, compactions, references to stored items; no other parts.",
             "reasoning": "`effort` where the model's template has a switch for it; `summary` of auto.",
             "service_tier": "a priority among requests that wait.",
             "stream_options": "`include_obfuscation` is taken, and no padding is sent.",
@@ -130,6 +130,13 @@ ENDPOINTS = (
         }
         | _BEAMS
         | {name: _OUTPUT[name] for name in ("allowed_token_ids", "bad_words")},
+    ),
+    Endpoint(
+        "/v1/responses/compact",
+        compaction.CompactRequest,
+        compaction.REFUSED,
+        {name: note for name, note in _HOSTING.items() if name.startswith("prompt_cache_")},
+        {"service_tier": "a priority among requests that wait."},
     ),
     Endpoint("/v1/responses/input_tokens", responses.InputTokensRequest, responses.REFUSED_FOR_COUNT),
     Endpoint(

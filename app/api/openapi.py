@@ -20,6 +20,7 @@ from app.api.schemas.anthropic import CountTokensRequest, MessagesRequest
 from app.api.schemas.anthropic_objects import AnthropicError, AnthropicMessage, MessageTokensCount
 from app.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.api.schemas.common import EngineList, ErrorResponse, ModelList, ModelObject
+from app.api.schemas.compaction import Compaction, CompactRequest
 from app.api.schemas.completions import Completion, CompletionRequest
 from app.api.schemas.decisions import Decision, DecisionRequest, SystemOneAnswers, SystemOneRequest
 from app.api.schemas.embeddings import EmbeddingList, EmbeddingRequest
@@ -43,6 +44,8 @@ _STRUCTS: list[type[msgspec.Struct]] = [
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
+    CompactRequest,
+    Compaction,
     Completion,
     CompletionRequest,
     CountTokensRequest,

@@ -9,20 +9,30 @@ from typing import Any, TypeVar
 import msgspec
 
 from app.api.schemas.response_items import Item
+from app.api.schemas.summaries import read_summary
 from app.errors import InvalidRequest
 
 T = TypeVar("T")
+
+_SUMMARY = "Summary of the conversation so far:\n"
 
 
 def template_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Return the messages of a conversation; raise InvalidRequest for an output without its call.
 
-    A model writes reasoning, text and calls as one message, so consecutive items of these kinds are put together again.
+    A model writes reasoning, text and calls as one message, so consecutive items of these kinds are put together again. A
+    summary stands before what the user says next, in the same message: many templates want the roles to take turns.
     """
     messages: list[dict[str, Any]] = []
     names: dict[str, str] = {}
+    is_summary = False
     for item in items:
+        was_summary, is_summary = is_summary, item["type"] == "compaction"
         match item["type"]:
+            case "compaction":
+                messages.append({"role": "user", "content": _SUMMARY + read_summary(item["encrypted_content"], "input")})
+            case "message" if was_summary and item["role"] == "user":
+                messages[-1]["content"] += "\n\n" + _text(item["content"])
             case "reasoning":
                 text = "".join(part["text"] for part in item["content"] or item["summary"])
                 if text:

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 from openai.types import completion_create_params, decision_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
+from openai.types.responses import response_compact_params, response_create_params
 
 from app.api.compatibility import ENDPOINTS, Endpoint, Fate, page
-from app.api.schemas import anthropic, responses
+from app.api.schemas import anthropic, compaction, responses
 from app.config import ModelType
 from tests.api.conftest import Serve
-from tests.support.fakes import FakeEmbeddingLoader, FakeLoader, FakePoolingRunner
+from tests.support.fakes import FakeEmbeddingLoader, FakeLoader, FakePoolingRunner, FakeRunner
 from tests.support.live import MODEL, LiveServer, assert_error, live_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -191,6 +191,17 @@ PARAMETERS: dict[str, dict[str, Case]] = {
         "service_tier": Case("flex", (1, "first class")),
         **{name: Case({"id": "x"}, (1,)) for name in responses.REFUSED if name != "n"},
     },
+    "/v1/responses/compact": {
+        "model": SAMPLING["model"],
+        "input": Case([USER], (1, {}, [1], [{"role": "king", "content": "x"}])),
+        "instructions": Case("be brief", (1,)),
+        "previous_response_id": Case(None, (1, "", "x" * 129, "resp_unknown")),
+        "service_tier": Case("flex", (1, "first class")),
+        "prompt_cache_key": Case("k", (1, "x" * 513)),
+        "prompt_cache_retention": Case("in_memory", (1, "for ever")),
+        "prompt_cache_options": Case({"mode": "implicit"}, (1,)),
+        **{name: Case({"id": "x"}, (1,)) for name in compaction.REFUSED},
+    },
     "/v1/responses/input_tokens": {
         "model": SAMPLING["model"],
         "input": Case("hello", (1, {}, [1])),
@@ -271,6 +282,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [USER], "max_tokens": 2},
     "/v1/completions": {"prompt": "hello", "max_tokens": 2},
     "/v1/responses": {"input": "hello", "max_output_tokens": 2},
+    "/v1/responses/compact": {"input": "hello"},
     "/v1/responses/input_tokens": {"input": "hello"},
     "/v1/messages": {"messages": [USER], "max_tokens": 2},
     "/v1/messages/count_tokens": {"messages": [USER]},
@@ -290,6 +302,12 @@ ROWS = [
 @pytest.fixture(scope="module")
 def text_server() -> Iterator[LiveServer]:
     with live_server(FakeLoader(chat_template=TEMPLATE, fim_template="[P]{prefix}[S]{suffix}[M]")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def summing_server() -> Iterator[LiveServer]:
+    with live_server(FakeLoader(runner=FakeRunner(answer="A greeting."), chat_template=TEMPLATE)) as server:
         yield server
 
 
@@ -314,8 +332,10 @@ def test_fate(
     text_server: LiveServer,
     seq2seq_server: LiveServer,
     embedding_server: LiveServer,
+    summing_server: LiveServer,
 ) -> None:
     server = embedding_server if "embeddings" in endpoint.route else text_server
+    server = summing_server if endpoint.route == "/v1/responses/compact" else server
     server = seq2seq_server if name in ONLY_SEQ2SEQ else server
     case = PARAMETERS[endpoint.route][name]
     needed = {"model": MODEL} | NEEDED[endpoint.route] | dict(case.beside)
@@ -348,6 +368,7 @@ def test_every_parameter_of_the_table_has_a_case(endpoint: Endpoint) -> None:
         ("/v1/chat/completions", chat_create_params.CompletionCreateParamsBase),
         ("/v1/completions", completion_create_params.CompletionCreateParamsBase),
         ("/v1/responses", response_create_params.ResponseCreateParamsBase),
+        ("/v1/responses/compact", response_compact_params.ResponseCompactParams),
         ("/v1/embeddings", embedding_create_params.EmbeddingCreateParams),
         ("/v1/decisions", decision_create_params.DecisionCreateParams),
     ],

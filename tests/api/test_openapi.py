@@ -43,7 +43,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         *("/v1/models/{model_name}", "/v1/engines", "/livez", "/readyz", "/startupz", "/health", "/metrics", "/v1/metrics"),
         *("/v1/embeddings", "/v1/engines/{model_name}/embeddings", "/v1/decisions", "/v1/systemone"),
         *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize", "/tokenizer_info", "/version", "/load"),
-        *("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{response_id}"),
+        *("/v1/responses", "/v1/responses/compact", "/v1/responses/input_tokens", "/v1/responses/{response_id}"),
         *("/v1/messages", "/v1/messages/count_tokens"),
         *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
     } == set(document["paths"])
@@ -62,6 +62,7 @@ def test_every_post_documents_its_body_and_its_errors(document: dict[str, Any]) 
     posts.pop("/v1/responses/{response_id}/cancel")  # has no body
     bodies = {
         "/v1/responses": "ResponseRequest",
+        "/v1/responses/compact": "CompactRequest",
         "/v1/responses/input_tokens": "InputTokensRequest",
         "/v1/messages": "MessagesRequest",
         "/v1/messages/count_tokens": "CountTokensRequest",

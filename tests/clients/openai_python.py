@@ -91,9 +91,14 @@ CAN_NOT_PASS = (
         "OpenAI sends the events of responses that are made in the background, which it hosts",
     ),
     Listed(
-        rf"{_RESPONSES}{_ANY}compact(_with_all_params)?\[.*\]",
-        _NOT_ALLOWED,
-        "compaction is a text that only OpenAI's own models can read",
+        rf"{_RESPONSES}{_ANY}compact\[.*\]",
+        "Missing required parameter: 'input'",
+        "compacts nothing",
+    ),
+    Listed(
+        rf"{_RESPONSES}{_ANY}compact_with_all_params\[.*\]",
+        "`image` is not supported",
+        "asks for options of images",
     ),
     Listed(
         rf"responses/test_input_items::Test(Async)?InputItems::test_{_ANY}list\[.*\]",

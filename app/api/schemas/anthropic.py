@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REFUSED_FOR_COUNT = {
     "billing_policy": "nothing is billed here.",
-    "compaction": "there is no compaction here.",
+    "compaction": "nothing is compacted by itself here.",
     "context_management": "conversations are shown to the model as they are sent.",
     "mcp_servers": "this server calls no tools itself.",
 }

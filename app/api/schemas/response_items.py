@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from app.api.schemas.common import convert_object
+from app.api.schemas.summaries import read_summary
 from app.errors import InvalidRequest, UnsupportedParameter
 
 # An item as it is kept: an object with `type`, `id`, `status` and what else the specification asks for.
@@ -60,6 +61,13 @@ class _Reasoning(msgspec.Struct, forbid_unknown_fields=True):
     content: list[_ReasoningText] | None = None
     id: _Id | None = None
     status: _Status | None = None
+
+
+class _Compaction(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["compaction"]
+    encrypted_content: str
+    id: _Id | None = None
+    created_by: str | None = None
 
 
 class _Reference(msgspec.Struct, forbid_unknown_fields=True):
@@ -136,6 +144,11 @@ def _read(raw: dict[str, Any], place: str, find: Find) -> Item:
                 "content": msgspec.to_builtins(reasoning.content or []),
                 "status": reasoning.status or "completed",
             }
+        case "compaction":
+            compaction = convert_object(raw, _Compaction, {}, place)
+            read_summary(compaction.encrypted_content, _dotted(f"{place}.encrypted_content"))
+            content = {"encrypted_content": compaction.encrypted_content}
+            return {"type": "compaction", "id": compaction.id or new_item_id("cmp"), **content}
         case "item_reference":
             reference = convert_object({**raw, "type": "item_reference"}, _Reference, {}, place)
             item = find(reference.id)
@@ -144,7 +157,7 @@ def _read(raw: dict[str, Any], place: str, find: Find) -> Item:
             return item
         case other:
             raise UnsupportedParameter(
-                f"An item of type {str(other)[:40]!r} is not supported: messages, functions and reasoning are.",
+                f"An item of type {str(other)[:40]!r} is not supported: messages, functions, reasoning and compaction are.",
                 param=_dotted(f"{place}.type"),
             )
 

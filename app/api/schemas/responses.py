@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REFUSED = {
     "access_programs": "there are none here.",
     "background_options": "responses are not made in the background here.",
-    "context_management": 'there is no compaction here; `truncation` "auto" drops the oldest items.',
+    "context_management": "nothing is compacted by itself here; /v1/responses/compact does it when it is asked to.",
     "conversation": "conversations are not kept here; `previous_response_id` continues a stored response.",
     "image": "this server answers with text only.",
     "moderation": "there is no moderation here.",
