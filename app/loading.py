@@ -87,10 +87,20 @@ def _bytes_on_disk(settings: ModelSettings) -> int:
 
 def free_memory() -> None:
     """Give back what unloaded models have left behind."""
-    gc.collect()
+    gc.unfreeze()
+    _settle()
     from app.engine.memory import release_unused
 
     release_unused()
+
+
+def _settle() -> None:
+    """Let collections of garbage leave alone what is there now: the objects of libraries and models are many, and stay.
+
+    To walk through them takes a third of a second, in which no stream moves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Loader(Protocol):
@@ -103,6 +113,12 @@ class Loader(Protocol):
 
 def load_model(name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded | LoadedEmbedder:
     """Load tokenizer and model. Imports torch and transformers, which takes seconds."""
+    loaded = _load(name, settings, path, on_progress)
+    _settle()
+    return loaded
+
+
+def _load(name: str, settings: ModelSettings, path: str, on_progress: Callable[[float], None]) -> Loaded | LoadedEmbedder:
     from app.engine.encoder_loader import load_encoder
     from app.engine.loader import load
     from app.text.chat import ChatTemplate

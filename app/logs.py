@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.msgspec import MsgspecFormatter
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 # Libraries that log request contents or their own access lines.
@@ -53,7 +53,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if sys.stderr.isatty():
         handler.setFormatter(_Redacted(_TerminalFormatter()))
     else:
-        json_formatter = JsonFormatter(
+        json_formatter = MsgspecFormatter(
             ["timestamp", "levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger", "message": "msg", "timestamp": "ts"},
             timestamp=True,

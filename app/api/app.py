@@ -129,8 +129,11 @@ def create_metrics_app(config: Config, registry: Registry, metrics: Metrics) -> 
     return app
 
 
-def _note_route(request: Request[Any, Any, Any]) -> None:
-    """Metrics and logs name the route's template: paths are the client's to choose, and without end."""
+async def _note_route(request: Request[Any, Any, Any]) -> None:
+    """Metrics and logs name the route's template: paths are the client's to choose, and without end.
+
+    A coroutine, because Litestar would run a plain function in a thread, for every request.
+    """
     template = request.scope.get("path_template")
     if template:
         RequestState.of(request.scope).route = template

@@ -179,8 +179,7 @@ class Generation:
             candidate.first_token_time = now
             self._metrics.time_to_first_token.labels(self.model.name).observe(now - self._start)
         else:
-            for _ in range(num_tokens):
-                self._inter_token_latency.observe((now - candidate.last_token_time) / num_tokens)
+            self._inter_token_latency.observe((now - candidate.last_token_time) / num_tokens, num_tokens)
         candidate.last_token_time = now
 
     def usage(self) -> Usage:

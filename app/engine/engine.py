@@ -16,7 +16,7 @@ from app.engine.scheduler import Scheduler
 from app.engine.sequence import FinishReason, SamplingParams, Sequence, StepOutput
 from app.engine.step import Stepper
 from app.engine.stream import TokenStream
-from app.engine.totals import Tally
+from app.tally import Tally
 
 logger = logging.getLogger("tfoai.engine")
 

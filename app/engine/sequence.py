@@ -132,6 +132,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "_rng",
         "beam_search",
         "block_hashes",
         "block_table",
@@ -147,11 +148,11 @@ class Sequence:
         "processors",
         "prompt_ids",
         "restrictions",
-        "rng",
         "salt",
         "scheduled_time",
         "seq_id",
         "status",
+        "takes_the_best",
         "token_counts",
         "token_ids",
     )
@@ -178,8 +179,7 @@ class Sequence:
         self.num_scored_tokens = 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        # A string seed is hashed whole, so neighbouring seeds and choices give unrelated streams; no seed reads the OS.
-        self.rng = random.Random(None if params.seed is None else f"{params.seed}/{params.choice}")
+        self._rng: random.Random | None = None
         # On the monotonic clock, when it first joined a batch.
         self.scheduled_time: float | None = None
         # The ledger's: blocks in order, how many of them are named, and the chain of their names.
@@ -191,9 +191,19 @@ class Sequence:
         self.token_counts: Any = None
         self.processors: Any = None
         self.restrictions: Any = None
+        self.takes_the_best: bool | None = None
         self.beam_search: Any = None
         # Where it is in its grammar, from the first token that the grammar decides; moved on by commits only.
         self.matcher: Any = None
+
+    @property
+    def rng(self) -> random.Random:
+        """Its own random numbers; made when first asked for, because greedy sequences need none."""
+        if self._rng is None:
+            # A string seed is hashed whole, so neighbouring seeds and choices give unrelated streams; no seed reads the OS.
+            seed = None if self.params.seed is None else f"{self.params.seed}/{self.params.choice}"
+            self._rng = random.Random(seed)
+        return self._rng
 
     @property
     def num_tokens(self) -> int:

@@ -1,9 +1,9 @@
 """Owns what an engine counts of its steps, cheaply. Plain numbers for any thread to read: knows no metric."""
 
 import time
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from app.tally import Tally
 
 # Upper bounds of what is counted of each step: how long it took, and how many tokens it computed.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -11,29 +11,6 @@ _TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 # By name, because torch stays out of this module.
 _REASONS = {"OutOfMemoryError": "oom", "MemoryError": "oom", "NotFiniteError": "nan"}
-
-
-class Tally:
-    """Counts of values by upper bound (inclusive), and their sum. One thread observes, others may look."""
-
-    __slots__ = ("_counts", "bounds", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.sum = 0.0
-        self._counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def cumulative(self) -> list[int]:
-        """Return how many values were at most each bound, and how many there were at all."""
-        total, result = 0, []
-        for count in self._counts:
-            total += count
-            result.append(total)
-        return result
 
 
 @dataclass(slots=True)

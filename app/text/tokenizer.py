@@ -24,15 +24,20 @@ class Tokenizer:
         self._skip_special_tokens = self._decode_config.pop("skip_special_tokens", True)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._is_byte_level = False
-        # Set where decoding is the Rust library's alone: asking it directly costs a third, at two calls for every token.
-        self._backend: Any = None
+        # Set where the Rust library does it all: asked directly, it takes a third to decode (once or twice for every token)
+        # and half to encode.
+        self._decoder: Any = None
+        self._encoder: Any = None
         if backend is not None:
             # Set for good, because changing them while another thread encodes is an error in the Rust library.
             backend.no_truncation()
             backend.no_padding()
             self._is_byte_level = _uses_byte_level(backend.decoder)
-            if _only_calls_its_backend(tokenizer) and not self._decode_config:
-                self._backend = backend
+            if _only_decodes_by(tokenizer) and not self._decode_config:
+                self._decoder = backend
+            if _only_encodes_by(tokenizer):
+                backend.encode_special_tokens = tokenizer.split_special_tokens
+                self._encoder = backend
         self.vocab_size = len(tokenizer)
         added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)
@@ -43,7 +48,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a plain prompt, with the special tokens that the model was trained to see around it."""
-        ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        ids: list[int]
+        if self._encoder is not None:
+            ids = self._encoder.encode(text, add_special_tokens=add_special_tokens).ids
+        else:
+            ids = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
     def decode(
@@ -61,8 +70,8 @@ class Tokenizer:
         if skip and kept_special_ids:
             token_ids = [one for one in token_ids if one not in self.special_ids or one in kept_special_ids]
             skip = False
-        if self._backend is not None:
-            text: str = self._backend.decode(token_ids, skip_special_tokens=skip)
+        if self._decoder is not None:
+            text: str = self._decoder.decode(token_ids, skip_special_tokens=skip)
             return text
         return str(self.hf.decode(list(token_ids), skip_special_tokens=skip, **self._decode_config))
 
@@ -135,7 +144,7 @@ class Tokenizer:
         return token.replace("\u2581", " ").encode()  # SentencePiece writes a space as U+2581
 
 
-def _only_calls_its_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _only_decodes_by(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `decode` of this tokenizer is the one that only hands ids to the Rust library and cleans nothing up."""
     own = type(tokenizer)
     return (
@@ -143,6 +152,17 @@ def _only_calls_its_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
         and own.decode is PreTrainedTokenizerBase.decode
         and own._decode is TokenizersBackend._decode
         and not tokenizer.clean_up_tokenization_spaces
+    )
+
+
+def _only_encodes_by(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether calling this tokenizer with a text only hands it to the Rust library."""
+    own = type(tokenizer)
+    return (
+        issubclass(own, TokenizersBackend)
+        and own.__call__ is PreTrainedTokenizerBase.__call__
+        and own._encode_plus is TokenizersBackend._encode_plus
+        and not hasattr(tokenizer, "_switch_to_input_mode")  # sets special tokens by language first
     )
 
 

@@ -63,9 +63,7 @@ def test_tokenizer_info(counting: LiveServer) -> None:
 def test_special_tokens_are_added_unless_they_are_not_wanted(serve: Serve) -> None:
     class Loader(FakeLoader):
         def __call__(self, *args: Any) -> Any:
-            loaded = super().__call__(*args)
-            loaded.tokenizer.hf = byte_tokenizer(append_eos=True)
-            return loaded
+            return replace(super().__call__(*args), tokenizer=Tokenizer(byte_tokenizer(append_eos=True)))
 
     server = serve(Loader())
     for wanted, expected in ((None, [*ids_of("a"), EOS]), (True, [*ids_of("a"), EOS]), (False, ids_of("a"))):

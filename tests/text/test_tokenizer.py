@@ -27,3 +27,29 @@ def test_a_wish_of_decode_config_takes_the_way_that_honours_it() -> None:
     wish = {"clean_up_tokenization_spaces": True}
     ids = Tokenizer(hf).encode("Hello , you")
     assert Tokenizer(hf, wish).decode(ids) == hf.decode(ids, skip_special_tokens=True, **wish)
+
+
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+def test_texts_are_encoded_as_transformers_does(monkeypatch: pytest.MonkeyPatch, add_special_tokens: bool) -> None:
+    hf = byte_tokenizer(append_eos=True)
+    texts = ["Hello , 日本", "", " two  spaces ", f"a {hf.eos_token} in the text", "\n\t\x00é"]
+    expected = [hf(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the long way")
+
+    tokenizer = Tokenizer(hf)
+    monkeypatch.setattr(type(hf), "_encode_plus", refuse)
+    assert [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts] == expected
+
+
+def test_a_tokenizer_of_languages_is_asked_by_its_own_way() -> None:
+    """Its class sets the special tokens of the source language before it encodes."""
+
+    class OfLanguages(type(byte_tokenizer())):  # type: ignore[misc]
+        def _switch_to_input_mode(self) -> None:
+            self.switched = True
+
+    hf = OfLanguages(tokenizer_object=byte_tokenizer().backend_tokenizer)
+    assert Tokenizer(hf).encode("hello") == byte_tokenizer().encode("hello")
+    assert hf.switched
