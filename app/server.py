@@ -33,6 +33,9 @@ from app.versions import package_version
 logger = logging.getLogger("tfoai.server")
 
 POLL_SECONDS = 0.05
+# How long the event loop may keep an engine, whose device waits, from the interpreter's lock, and the other way round. Python's
+# own 5 ms are more than a decode step of a small model takes.
+SWITCH_SECONDS = 0.001
 # For what ended with the engines to be told to its clients.
 LAST_EVENTS_SECONDS = 1.0
 # File descriptors for what is no connection: models' files, libraries, logs.
@@ -169,6 +172,7 @@ def serve(config: Config, path: Path) -> int:
     drain short. Raise ConfigError if the address can not be had, or the tokens can not be read.
     """
     setup_logging()
+    sys.setswitchinterval(SWITCH_SECONDS)
     tokens = BearerTokens(named_tokens(config.bearer_tokens, config.bearer_tokens_dir))
     bound = _bind(config.host, config.port, "HOST, PORT")
     metrics_bound = None if config.metrics_port is None else _bind(config.host, config.metrics_port, "HOST, METRICS_PORT")

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from app.engine.attention import Part
+from app.engine.sampler import best_tokens
 from app.engine.varlen import VarlenBatch
 
 logger = logging.getLogger("tfoai.engine")
 
 # (input ids [1, tokens], positions [1, tokens], batch) -> logits [tokens, vocabulary]
 Forward = Callable[[Tensor, Tensor, VarlenBatch], Tensor]
-Step = Callable[[], Tensor]
+# () -> logits [tokens, vocabulary], their best tokens [2, tokens]
+Step = Callable[[], tuple[Tensor, Tensor]]
 
 # Columns of a row before its block table.
 _TOKEN, _POSITION, _SLOT, _LENGTH, _BLOCKS = range(5)
@@ -52,7 +54,7 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool):
             output = step()
 
-        def replay() -> Tensor:
+        def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
             return output
 
@@ -111,8 +113,11 @@ class DecodeGraphs:
         most = self._max_blocks * self._block_size
         return len(parts) <= self._sizes[-1] and all(part.num_new == 1 and part.length <= most for part in parts)
 
-    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part]) -> Tensor:
-        """Return the logits [sequences, vocabulary] of one decode step; they hold until the next call."""
+    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part]) -> tuple[Tensor, Tensor]:
+        """Return the logits [sequences, vocabulary] of one decode step, and `ForwardOutput.best` for them.
+
+        They hold until the next call.
+        """
         size = self._sizes[bisect.bisect_left(self._sizes, len(parts))]
         host = self._staging.next_host_rows()
         rows = [self._row(token, part) for token, part in zip(token_ids, parts, strict=True)]
@@ -121,8 +126,8 @@ class DecodeGraphs:
         host[: len(rows), :width] = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], dtype=torch.int32)
         host[len(rows) : size] = self._padding
         self._staging.copy(size)
-        logits: Tensor = self._steps[size]()
-        return logits[: len(parts)]
+        logits, best = self._steps[size]()
+        return logits[: len(parts)], best[:, : len(parts)]
 
     def _row(self, token: int, part: Part) -> list[int]:
         (slot,) = part.slots(self._block_size)
@@ -131,7 +136,7 @@ class DecodeGraphs:
     def _step(self, size: int) -> Step:
         rows = self._staging.device_rows[:size]
 
-        def step() -> Tensor:
+        def step() -> tuple[Tensor, Tensor]:
             batch = VarlenBatch(
                 rows[:, _SLOT].long(),
                 self._starts[: size + 1],
@@ -141,6 +146,7 @@ class DecodeGraphs:
                 max_length=self._max_blocks * self._block_size,
                 block_size=self._block_size,
             )
-            return self._forward(rows[:, _TOKEN].long().unsqueeze(0), rows[:, _POSITION].long().unsqueeze(0), batch)
+            logits = self._forward(rows[:, _TOKEN].long().unsqueeze(0), rows[:, _POSITION].long().unsqueeze(0), batch)
+            return logits, best_tokens(logits)
 
         return step

@@ -17,11 +17,13 @@ class ForwardOutput:
 
     `logits` is [rows, vocabulary], in any float dtype: for each scheduled sequence that completes, in the batch's order, the
     row(s) after its last token (`Sequence.num_rows` of them). `prompt_logits` maps seq_id -> [tokens computed in this step,
-    vocabulary] for the sequences that asked for prompt logprobs.
+    vocabulary] for the sequences that asked for prompt logprobs. `best` is `sampler.best_tokens` of the logits where the runner
+    computes it on the way, else None.
     """
 
     logits: "torch.Tensor"
     prompt_logits: dict[int, "torch.Tensor"] = field(default_factory=dict)
+    best: "torch.Tensor | None" = None
 
 
 class Runner(Protocol):
@@ -51,7 +53,11 @@ class Sampled:
 class Sampler(Protocol):
     """Turns logits into tokens, one result per sequence; one that can not be sampled gets its error, the others go on."""
 
-    def sample(self, logits: "torch.Tensor", sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]: ...
+    def sample(
+        self, logits: "torch.Tensor", sequences: SequenceOf[Sequence], best: "torch.Tensor | None" = None
+    ) -> list[Sampled | Exception]:
+        """`best` is that of ForwardOutput."""
+        ...
 
     def prompt_logprobs(self, seq: Sequence, logits: "torch.Tensor") -> list[TokenLogprobs | None]:
         """Score the prompt tokens that `logits` ([tokens of this step, vocabulary]) predict; the very first token has None."""

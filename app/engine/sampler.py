@@ -29,6 +29,8 @@ GREEDY_BELOW = 1e-5
 # The same for a division by the repetition penalty, with room for that by the temperature after it.
 LEAST_REPETITION_PENALTY = 1e-20
 
+_NOT_FINITE = "the model's logits are not finite"
+
 # (input_ids [rows, length], scores [rows, vocabulary]) -> scores
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ProcessorFactory = Callable[[Sequence], list[Processor]]
@@ -50,9 +52,30 @@ class BatchSampler:
         self._for_all = for_all
         self._constraints = Constraints()
 
+    def sample(
+        self, logits: torch.Tensor, sequences: SequenceOf[Sequence], best: torch.Tensor | None = None
+    ) -> list[Sampled | Exception]:
+        """Sample from `logits` [rows, vocabulary], `Sequence.num_rows` rows each; the results are in the sequences' order.
+
+        `best`, if it is known, is `best_tokens(logits)`: all that is needed where nobody wants anything else.
+        """
+        if best is not None and all(map(self._takes_the_best, sequences)):
+            return [
+                Sampled([token]) if is_finite else NotFiniteError(_NOT_FINITE)
+                for token, is_finite in zip(*best.tolist(), strict=True)
+            ]
+        return self._sample(logits, sequences)
+
+    def _takes_the_best(self, seq: Sequence) -> bool:
+        """Whether a sequence's next token is the one with the largest logit, and that is all there is to say of it."""
+        if seq.takes_the_best is None:
+            params = seq.params
+            changes = self._changes_scores(seq) or seq.num_rows > 1
+            seq.takes_the_best = params.temperature <= GREEDY_BELOW and params.logprobs is None and not changes
+        return seq.takes_the_best
+
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]:
-        """Sample from `logits` [rows, vocabulary], `Sequence.num_rows` rows each; the results are in the sequences' order."""
+    def _sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled | Exception]:
         results: list[Sampled | Exception | None] = [None] * len(sequences)
         rows: list[int] = []
         single: list[int] = []
@@ -88,7 +111,7 @@ class BatchSampler:
             if seq.beam_search is None:
                 seq.beam_search = BeamSearch(seq, self._processors_of_beams(seq))
             if not torch.isfinite(logits.max()):
-                raise NotFiniteError("the model's logits are not finite")
+                raise NotFiniteError(_NOT_FINITE)
             seq.beam_search.advance(logits.float())
         except Exception as error:
             return error
@@ -114,10 +137,10 @@ class BatchSampler:
         if constrained:
             otherwise = raw if self._processors is not None and self._for_all else None
             errors = self._constraints.apply(scores, constrained, sequences, otherwise) | errors
-        tokens = _choose(scores, sequences)
+        tokens, best_is_finite = best_tokens(scores)
+        _draw_others(tokens, scores, sequences)
         # One read from the device for everything the step decides.
-        best_is_finite = torch.isfinite(scores.max(dim=-1).values)
-        tokens_list, finite = torch.stack([tokens, best_is_finite.long()]).tolist()
+        tokens_list, finite = torch.stack([tokens, best_is_finite]).tolist()
         wants = [row for row, seq in enumerate(sequences) if seq.params.logprobs is not None]
         logprobs: dict[int, TokenLogprobs] = {}
         if wants:
@@ -192,22 +215,29 @@ def _why_not_finite(raw: torch.Tensor, seq: Sequence) -> Exception:
     """Return the error for a row without a token to choose; `raw` [vocabulary] are its logits."""
     if is_restricted(seq.params) and torch.isfinite(raw.max()):
         return NothingAllowedError("`allowed_token_ids` and `bad_words` leave no token to go on with.")
-    return NotFiniteError("the model's logits are not finite")
+    return NotFiniteError(_NOT_FINITE)
 
 
-def _choose(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """Return one token id per row, [rows]; greedy rows pay for an argmax only.
+def best_tokens(scores: torch.Tensor) -> torch.Tensor:
+    """Return for each row of `scores` [rows, vocabulary] the token with the largest one, and 1 if that one is finite, else 0.
+
+    [2, rows], whole numbers. NaN is larger than everything.
+    """
+    best = scores.max(dim=-1)
+    return torch.stack([best.indices, torch.isfinite(best.values).long()])
+
+
+def _draw_others(tokens: torch.Tensor, scores: torch.Tensor, sequences: list[Sequence]) -> None:
+    """Replace the best tokens [rows] of the rows that are not greedy; the greedy ones pay for nothing more.
 
     Which way a row is sampled depends on its own parameters alone, so that its result never depends on its neighbours.
     """
-    tokens = scores.argmax(dim=-1)
     groups: dict[_Method, list[int]] = {}
     for row, seq in enumerate(sequences):
         if seq.params.temperature > GREEDY_BELOW:
             groups.setdefault(_method(seq.params), []).append(row)
     for method, rows in groups.items():
         tokens[rows] = _draw(scores[rows], [sequences[row] for row in rows], method)
-    return tokens
 
 
 class _Method(enum.Enum):

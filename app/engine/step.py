@@ -108,7 +108,7 @@ class Stepper:
 
     def _commit(self, batch: list[ScheduledSequence], output: ForwardOutput) -> None:
         completed = [scheduled.seq for scheduled in batch if scheduled.completes]
-        sampled = iter(self._sample(output.logits, completed) if completed else [])
+        sampled = iter(self._sample(output.logits, completed, output.best) if completed else [])
         for scheduled in batch:
             seq, completes = scheduled.seq, scheduled.completes
             result = next(sampled) if completes else Sampled([])
@@ -152,10 +152,12 @@ class Stepper:
                     )
                 )
 
-    def _sample(self, logits: "torch.Tensor", sequences: list[Sequence]) -> list[Sampled | Exception]:
+    def _sample(
+        self, logits: "torch.Tensor", sequences: list[Sequence], best: "torch.Tensor | None" = None
+    ) -> list[Sampled | Exception]:
         """Sample all sequences at once; if that fails as a whole, one by one, so that only the culprit pays."""
         try:
-            return self._sampler.sample(logits, sequences)
+            return self._sampler.sample(logits, sequences, best)
         except Exception as error:
             if len(sequences) == 1:
                 return [error]

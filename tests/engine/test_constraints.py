@@ -229,8 +229,8 @@ class TestSteps:
         original = BatchSampler.sample
         calls = []
 
-        def flaky(self: BatchSampler, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> Any:
-            results = original(self, logits, sequences)
+        def flaky(self: BatchSampler, logits: torch.Tensor, sequences: SequenceOf[Sequence], best: Any = None) -> Any:
+            results = original(self, logits, sequences, best)
             calls.append(len(sequences))
             if len(sequences) > 1:
                 raise RuntimeError("after the masks were made")

@@ -186,10 +186,10 @@ async def test_a_step_that_fails_once_costs_nobody_anything(error: Exception) ->
 class _BadSampler(BatchSampler):
     """Fails as a whole for one prompt, in sampling or in scoring."""
 
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[object]:
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence], best: torch.Tensor | None = None) -> list[object]:
         if any(seq.prompt_ids == (66,) for seq in sequences):
             raise torch.OutOfMemoryError("too large")
-        return super().sample(logits, sequences)
+        return super().sample(logits, sequences, best)
 
     def prompt_logprobs(self, seq: Sequence, logits: torch.Tensor) -> list[object]:
         if seq.prompt_ids == (67,):

@@ -46,7 +46,9 @@ def plain(made: PagedRunner, token_ids: list[int], parts: list[Part]) -> Tensor:
 @torch.inference_mode()
 def replayed(made: PagedRunner, token_ids: list[int], parts: list[Part]) -> Tensor:
     assert made._recorded is not None and made._recorded.takes(parts)
-    return made._recorded.run(token_ids, parts)
+    logits, best = made._recorded.run(token_ids, parts)
+    assert best.tolist() == [logits.argmax(dim=-1).tolist(), [1] * len(parts)]
+    return logits
 
 
 @pytest.mark.parametrize("kind", PAGED)

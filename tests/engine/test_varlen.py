@@ -158,7 +158,8 @@ def test_a_graph_step_gives_what_the_plain_step_gives_for_every_number_of_sequen
         kept = {layer: keys[:40].clone() for layer, (keys, _) in runner.memory.layers.items()}
         assert graphs_.takes(parts)
         with torch.inference_mode():
-            got = graphs_.run([seq.token_ids[-1] for seq in chosen], parts)
+            got, best = graphs_.run([seq.token_ids[-1] for seq in chosen], parts)
+        assert best.tolist() == [got.argmax(dim=-1).tolist(), [1] * count]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         for layer, (keys, _) in runner.memory.layers.items():
             torch.testing.assert_close(keys[:40], kept[layer], rtol=1e-4, atol=1e-5)
