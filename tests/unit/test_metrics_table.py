@@ -40,7 +40,8 @@ def filled() -> Metrics:
     for name, metric in vars(metrics).items():
         if name in ("registry", "legacy") or name.startswith("_"):
             continue
-        of_labels: Any = metric.labels(*(f"a {label}" for label in metric._labelnames)) if metric._labelnames else metric
+        labels = ("model",) if metric is metrics.inter_token_latency else metric._labelnames
+        of_labels: Any = metric.labels(*(f"a {label}" for label in labels)) if labels else metric
         of_labels.observe(0.7) if hasattr(of_labels, "observe") else of_labels.inc(3)
     return metrics
 
