@@ -214,23 +214,10 @@ class GatheredBatch(HeadsFirst):
     def _attend_prefill(
         self, prefill: _Prefill, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions
     ) -> Tensor:
-        groups = query.shape[1] // keys.shape[1]
         key = self._scratch.gather("keys", keys, prefill.tables, 1)[:, :, : prefill.length]
         value = self._scratch.gather("values", values, prefill.tables, 1)[:, :, : prefill.length]
         new = query[prefill.start : prefill.end].transpose(0, 1).unsqueeze(0)
-        mask = prefill.mask(options.sliding_window)
-        if options.softcap is None and options.sinks is None:
-            attended = scaled_dot_product_attention(
-                new, key, value, attn_mask=mask, is_causal=mask is None, scale=options.scaling, enable_gqa=groups > 1
-            )
-        else:
-            if mask is None:
-                mask = torch.ones(new.shape[2], prefill.length, dtype=torch.bool, device=query.device).tril()
-            bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-            sinks = None if options.sinks is None else options.sinks.reshape(1, -1, 1, 1)
-            attended = _attend(new, key, value, bias, options, sinks)
-        return attended[0].transpose(0, 1)
+        return attend_prompts(new, key, value, prefill.mask(options.sliding_window), options)[0].transpose(0, 1)
 
 
 def decode_bias(position: Tensor, lengths: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -261,6 +248,25 @@ def attend_decode(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, optio
         sinks = None if options.sinks is None else options.sinks.reshape(1, num_kv_heads, -1, 1)
         attended = _attend(grouped, key, value, bias, options, sinks)
     return attended.reshape(num_seqs, num_heads, -1)
+
+
+def attend_prompts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
+    """Attend from several tokens of each sequence, `query` [sequences, heads, new tokens, size].
+
+    `key` and `value` are [sequences, KV heads, tokens, size]; `mask`, true for what is seen, broadcasts to [sequences, heads,
+    new tokens, tokens]; None where that is plainly causal from the first token on. Return [sequences, heads, new tokens, size].
+    """
+    if options.softcap is None and options.sinks is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=options.scaling, enable_gqa=True
+        )
+    groups = query.shape[1] // key.shape[1]
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    sinks = None if options.sinks is None else options.sinks.reshape(1, -1, 1, 1)
+    return _attend(query, key, value, bias, options, sinks)
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, options: AttentionOptions) -> Tensor:

@@ -108,12 +108,13 @@ class DecodeGraphs:
         self._steps = {size: recorder.record(self._step(size)) for size in reversed(self._sizes)}
         logger.info("graphs.captured", extra={"batch_sizes": len(self._sizes), "largest": largest})
 
-    def takes(self, parts: SequenceOf[Part]) -> bool:
-        """Whether a batch is a decode step that there is a graph for."""
+    def takes(self, parts: SequenceOf[Part], completes: SequenceOf[bool]) -> bool:
+        """Whether a batch is a decode step that there is a graph for; `completes` says of which parts logits are wanted."""
         most = self._max_blocks * self._block_size
-        return len(parts) <= self._sizes[-1] and all(part.num_new == 1 and part.length <= most for part in parts)
+        are_short = all(part.num_new == 1 and part.length <= most for part in parts)
+        return len(parts) <= self._sizes[-1] and are_short and all(completes)
 
-    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part]) -> tuple[Tensor, Tensor]:
+    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part], completes: SequenceOf[bool]) -> tuple[Tensor, Tensor]:
         """Return the logits [sequences, vocabulary] of one decode step, and `ForwardOutput.best` for them.
 
         They hold until the next call.

@@ -6,7 +6,6 @@ believed but tried, by `verify.py`, when the model is loaded.
 
 import logging
 from collections.abc import Sequence as SequenceOf
-from dataclasses import replace
 from inspect import signature
 from typing import Any, cast
 
@@ -85,9 +84,11 @@ class PagedRunner:
             input_ids += seq.token_ids[start:end]
             positions += range(start, end)
         parts = [Part(s.seq.block_table, s.seq.num_computed_tokens, s.num_new_tokens) for s in batch]
-        if self._recorded is not None and len(wanted) == len(parts) and self._recorded.takes(parts):
-            logits, best = self._recorded.run(input_ids, parts)
-            return replace(_sorted_out(batch, logits, prompt_rows), best=None if prompt_rows else best)
+        if self._recorded is not None and not prompt_rows:
+            completes = [scheduled.completes for scheduled in batch]
+            if self._recorded.takes(parts, completes):
+                logits, best = self._recorded.run(input_ids, parts, completes)
+                return ForwardOutput(logits, best=best)
         device = self._model.device
         logits = self._logits(
             torch.tensor([input_ids], device=device),

@@ -11,6 +11,7 @@ may anything inside ask for the lock: torch does when a tensor that Python knows
 all arguments have a second one for as long as they may be used (`_owned`).
 """
 
+import enum
 import logging
 import threading
 import time
@@ -19,31 +20,42 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from app.engine import attention, linear
-from app.engine.attention import Attention, AttentionOptions, KVMemory, Part
-from app.engine.gather import HeadsFirst, Tables, attend_decode, decode_bias, gather
+from app.engine.attention import Attention, KVMemory, Part
+from app.engine.dynamic import Decodes, DynamicBatch, Plan, Prompts
 from app.engine.sampler import best_tokens
 
 logger = logging.getLogger("tfoai.engine")
 
-# A batch is padded to its longest context. It must not make more of it than this, beyond a few blocks that cost nothing.
+# A batch is padded to its longest context, and its prompts to the longest of them. That must not make more of it than this,
+# beyond a few blocks and tokens that cost nothing.
 _MOST_PADDING = 2.0
 _FREE_BLOCKS = 64
+_FREE_TOKENS = 256
+# New tokens x context of all prompts, padding included. What is larger takes so long that Python does not matter, and a way to
+# attend that makes no mask.
+_MOST_SCORES = 2**20
 # Largest difference of logits, as a share of the largest logit: the operators are the same, but sums may be split otherwise.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# Lengths of sequences: a step is recorded with the first of each, and must then be right for the others.
-_ONE = ((17,), (1,), (5,), (70,))
-_MANY = ((17, 1, 30), (1, 16), (33, 2, 80, 17, 64), (20,) * 11)
+# (length, new tokens) of sequences. A step is recorded with the first of each, and must then be right for the others.
+_ONE = (((17, 1),), ((1, 1),), ((5, 1),), ((70, 1),))
+_MANY = (
+    ((17, 1), (1, 1), (30, 1)),
+    ((1, 1), (16, 1)),
+    ((33, 1), (2, 1), (80, 1), (17, 1), (64, 1)),
+    ((20, 1),) * 11,
+)
+_PROMPTS = (((20, 20), (40, 7)), ((33, 33),), ((2, 2), (16, 16), (90, 20)), ((70, 3), (17, 2), (5, 4)))
+_MIXED = (
+    ((17, 1), (1, 1), (20, 20), (40, 7)),
+    ((33, 33), (5, 1)),
+    ((2, 2), (64, 1), (16, 16), (90, 20), (80, 1), (9, 1)),
+)
 Step = Callable[..., tuple[Tensor, Tensor]]
-# The columns of what a step is told of each sequence, before those of its block table: token, position, slot, length.
-_NUM_COLUMNS = 4
-# The arguments of a step before memory and weights: that table, fresh blocks, positions, rooms for keys and for values.
-_NUM_INPUTS = 5
 # torch keeps what is being traced in places that all threads share.
 _one_at_a_time = threading.Lock()
 
@@ -52,49 +64,27 @@ class NotRecordableError(Exception):
     """The model's forward depends on its data in ways that no recording can hold; the text says how."""
 
 
-class _Batch(HeadsFirst):
-    """A PagedBatch of one new token per sequence, whose sizes are all read from tensors, so that a recording holds for any.
+class _Kind(enum.Enum):
+    """What a step is made of; each has a recording of its own, because modelling code may do one thing for one token and
+    another for several."""
 
-    `tables` [sequences, blocks]; `lengths` [sequences]; `position` [blocks x block size] counts from 0; `rooms`: memory for
-    gathered keys and values; `heads`: the number of KV heads of each layer's memory, by its id.
-    """
+    ONE = enum.auto()
+    MANY = enum.auto()
+    PROMPTS = enum.auto()
+    MIXED = enum.auto()
 
-    def __init__(
-        self,
-        slots: Tensor,
-        fresh: Tensor,
-        tables: Tensor,
-        lengths: Tensor,
-        position: Tensor,
-        *rooms: Tensor,
-        block_size: int,
-        heads: dict[int, int],
-    ) -> None:
-        super().__init__(slots, fresh, block_size)
-        self._tables = Tables(tables)
-        self._lengths = lengths
-        self._position = position
-        self._rooms = rooms
-        self._heads = heads
-        self._biases: dict[int | None, Tensor] = {}
+    @classmethod
+    def of(cls, plan: Plan) -> "_Kind":
+        if not plan.prompts:
+            return cls.ONE if len(plan.decodes) == 1 else cls.MANY
+        return cls.MIXED if plan.decodes else cls.PROMPTS
 
-    def num_heads(self, memory: Tensor) -> int:
-        """Return what a shape would say, which while recording is no number to look things up by."""
-        return self._heads[id(memory)]
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
-        window = options.sliding_window
-        if window not in self._biases:
-            self._biases[window] = decode_bias(self._position, self._lengths, window, query.dtype)
-        key, value = (
-            gather(memory, self._tables.rows(self.num_heads(memory)), self._lengths.shape[0], room)
-            for memory, room in zip((keys, values), self._rooms, strict=True)
-        )
-        return attend_decode(query, key, value, self._biases[window], options)
+_EXAMPLES = {_Kind.ONE: _ONE, _Kind.MANY: _MANY, _Kind.PROMPTS: _PROMPTS, _Kind.MIXED: _MIXED}
 
 
 class RecordedSteps:
-    """Runs decode steps of a model that lies on a CPU, and so does its KV memory.
+    """Runs steps of a model that lies on a CPU, and so does its KV memory.
 
     `way` is how the model attends otherwise, to compare with. Raise NotRecordableError, or whatever tracing raises: the caller
     then goes on without.
@@ -115,81 +105,108 @@ class RecordedSteps:
         self._positions: dict[int, Tensor] = {}
         start = time.monotonic()
         with _one_at_a_time, torch.inference_mode():
-            # Modelling code may do one thing for one token and another for several.
-            self._one, self._many = (self._record(memory, way, examples) for examples in (_ONE, _MANY))
+            self._steps = {kind: self._record(memory, way, kind) for kind in _Kind}
         logger.info("steps.recorded", extra={"seconds": round(time.monotonic() - start, 2)})
 
-    def takes(self, parts: SequenceOf[Part]) -> bool:
-        """Whether a batch is a decode step that padding does not make much larger."""
-        if any(part.num_new != 1 for part in parts):
+    def takes(self, parts: SequenceOf[Part], completes: SequenceOf[bool]) -> bool:
+        """Whether a batch is one that padding does not make much larger; `completes` says of which parts logits are wanted."""
+        decodes = [part for part in parts if part.num_new == 1]
+        prompts = [part for part in parts if part.num_new > 1]
+        if not (all(completes) if not prompts else any(completes)):
             return False
-        widths = [-(-part.length // self._block_size) for part in parts]
-        return len(parts) * max(widths) <= _MOST_PADDING * sum(widths) + _FREE_BLOCKS
+        if not self._fits(decodes) or not self._fits(prompts):
+            return False
+        if not prompts:
+            return True
+        num_new = [part.num_new for part in prompts]
+        padded = len(prompts) * max(num_new)
+        most = max(self._num_blocks(part) for part in prompts) * self._block_size
+        return padded <= _MOST_PADDING * sum(num_new) + _FREE_TOKENS and padded * most <= _MOST_SCORES
 
-    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part]) -> tuple[Tensor, Tensor]:
-        """Return the logits [sequences, vocabulary] of one decode step, and `ForwardOutput.best` for them."""
-        step = self._one if len(parts) == 1 else self._many
-        inputs = self._inputs(token_ids, parts)
+    def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part], completes: SequenceOf[bool]) -> tuple[Tensor, Tensor]:
+        """Return the logits [sequences that complete, vocabulary] of one step, and `ForwardOutput.best` for them."""
+        plan = Plan.of(token_ids, parts, completes, self._block_size)
+        inputs = self._inputs(plan)
         owner = _owned(inputs)
         try:
-            return step(*inputs, *self._memory, *self._weights)
+            return self._steps[_Kind.of(plan)](*inputs, *self._memory, *self._weights)
         finally:
             del owner
 
-    def _inputs(self, token_ids: SequenceOf[int], parts: SequenceOf[Part]) -> list[Tensor]:
+    def _num_blocks(self, part: Part) -> int:
+        return -(-part.length // self._block_size)
+
+    def _fits(self, parts: list[Part]) -> bool:
+        widths = [self._num_blocks(part) for part in parts]
+        return len(parts) * max(widths, default=0) <= _MOST_PADDING * sum(widths) + _FREE_BLOCKS
+
+    def _inputs(self, plan: Plan) -> list[Tensor]:
         """Return the arguments of a step, without memory and weights."""
-        size = self._block_size
-        width = max(-(-part.length // size) for part in parts)
-        # Padded with a block of its own: what somebody else's holds must not be able to matter, be it NaN.
-        tables = [(part.block_table + part.block_table[-1:] * width)[:width] for part in parts]
-        rows = [
-            [token, part.num_computed, *part.slots(size), part.length, *table]
-            for token, part, table in zip(token_ids, parts, tables, strict=True)
-        ]
-        fresh = [block for part in parts if (block := part.fresh_block(size)) is not None]
-        if (needed := len(parts) * width * self._numbers_per_block) > self._rooms[0].numel():
+        (num_decodes, decode_width), (num_prompts, prompt_width) = plan.widths()
+        needed = max(num_decodes * decode_width, num_prompts * prompt_width) * self._numbers_per_block
+        if needed > self._rooms[0].numel():
             self._rooms = [room.new_empty(needed * 5 // 4) for room in self._rooms]
-        if width not in self._positions:
-            self._positions[width] = torch.arange(width * size)
-        return [_tensor(rows), _tensor(fresh), self._positions[width], *self._rooms]
+        inputs = [plan.fresh(), *self._rooms]
+        if plan.decodes:
+            inputs += [plan.decode_rows(), self._position(decode_width)]
+        if plan.prompts:
+            inputs += [*plan.prompt_tensors(self._position(prompt_width)), plan.wanted_rows()]
+        return inputs
 
-    def _step(self, rows: Tensor, fresh: Tensor, position: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what is recorded; all that changes is an argument, in the order of `_inputs`."""
-        num_rooms = _NUM_INPUTS - 3
-        tensors = rest[num_rooms : num_rooms + len(self._memory)]
-        heads = {id(tensor): number for tensor, number in zip(tensors, self._heads, strict=True)}
-        layers = iter(tensors)
-        memory = KVMemory.of({layer: (next(layers), next(layers)) for layer in self._layers})
-        ids, positions, slots, lengths = rows[:, :_NUM_COLUMNS].unbind(1)
-        batch = _Batch(
-            *(slots, fresh, rows[:, _NUM_COLUMNS:], lengths, position, *rest[:num_rooms]),
-            block_size=self._block_size,
-            heads=heads,
-        )
-        with attention.running(batch, memory):
-            logits = self._logits(ids.unsqueeze(0), positions.unsqueeze(0))
-        return logits, best_tokens(logits)
+    def _position(self, num_blocks: int) -> Tensor:
+        if num_blocks not in self._positions:
+            self._positions[num_blocks] = torch.arange(num_blocks * self._block_size)
+        return self._positions[num_blocks]
 
-    def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True).logits[0]
+    def _step_of(self, kind: _Kind) -> Step:
+        """Return what is recorded; all that changes is an argument, in the order of `_inputs`."""
+
+        def step(fresh: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            given = iter(rest)
+            rooms = [next(given) for _ in self._rooms]
+            decodes = None if kind is _Kind.PROMPTS else Decodes(next(given), next(given))
+            prompts, wanted = None, 0
+            if kind in (_Kind.PROMPTS, _Kind.MIXED):
+                prompts = Prompts(*(next(given) for _ in range(5)))
+                wanted = next(given)  # type: ignore[assignment]
+            tensors = [next(given) for _ in self._memory]
+            heads = {id(tensor): number for tensor, number in zip(tensors, self._heads, strict=True)}
+            layers = iter(tensors)
+            memory = KVMemory.of({layer: (next(layers), next(layers)) for layer in self._layers})
+            batch = DynamicBatch(decodes, prompts, fresh, rooms, block_size=self._block_size, heads=heads)
+            with attention.running(batch, memory):
+                logits = self._logits(batch.ids.unsqueeze(0), batch.positions.unsqueeze(0), wanted)
+            return logits, best_tokens(logits)
+
+        return step
+
+    def _logits(self, ids: Tensor, positions: Tensor, wanted: Tensor | int = 0) -> Tensor:
+        logits: Tensor = self._model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=wanted, return_dict=True
+        ).logits[0]
         return logits
 
-    def _record(self, like: KVMemory, way: Attention, examples: SequenceOf[SequenceOf[int]]) -> Step:
-        """Return the step that the first example (lengths of sequences) makes, if it is right for all of them."""
-        size = self._block_size
-        memory = KVMemory(max(sum(-(-length // size) for length in lengths) for lengths in examples), like)
+    def _record(self, like: KVMemory, way: Attention, kind: _Kind) -> Step:
+        """Return the step that the first example of its kind makes, if it is right for all of them."""
+        size, examples = self._block_size, _EXAMPLES[kind]
+        num_blocks = max(sum(-(-length // size) for length, _ in example) for example in examples)
+        memory = KVMemory(num_blocks, like)
         for tensor in self._tensors(memory):
             tensor.normal_()
         recorded: Step | None = None
-        for lengths in examples:
+        for example in examples:
             blocks = iter(range(memory.num_blocks))
-            parts = [Part([next(blocks) for _ in range(0, length, size)], length - 1, 1) for length in lengths]
-            inputs = self._inputs([1 + number % 7 for number in range(len(lengths))], parts)
-            ids, positions = (column.unsqueeze(0) for column in inputs[0][:, :2].unbind(1))
+            parts = [
+                Part([next(blocks) for _ in range(0, length, size)], length - num_new, num_new) for length, num_new in example
+            ]
+            ids = [1 + number % 7 for number in range(sum(part.num_new for part in parts))]
+            positions = [position for part in parts for position in range(part.num_computed, part.length)]
+            last = torch.tensor([part.num_new for part in parts]).cumsum(0) - 1
             with attention.running(way.batch(parts, torch.device("cpu")), memory):
-                plain = self._logits(ids, positions)
+                plain = self._logits(torch.tensor([ids]), torch.tensor([positions]), last)
+            inputs = self._inputs(Plan.of(ids, parts, [True] * len(parts), size))
             inputs += [*self._tensors(memory), *self._weights]
-            recorded = recorded or _recorded(self._step, inputs)
+            recorded = recorded or _recorded(self._step_of(kind), inputs)
             # Twice: torch rewrites a recording while it runs for the first time.
             for _ in range(2):
                 _compare(*recorded(*inputs), plain)
@@ -218,10 +235,6 @@ def _recorded(step: Step, inputs: list[Tensor]) -> Step:
 def _owned(tensors: list[Tensor]) -> Any:
     """Return something that owns tensors in C++."""
     return torch._C.ScriptList(tensors)
-
-
-def _tensor(numbers: list[int] | list[list[int]]) -> Tensor:
-    return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
 def _compare(recorded: Tensor, best: Tensor, plain: Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine import linear, recorded
+from app.engine import dynamic, linear
 from app.engine.attention import Part, running
 from app.engine.linear import quicken
 from app.engine.paged import PagedRunner
@@ -30,37 +30,65 @@ def runner(model: Any) -> PagedRunner:
     return made
 
 
-def parts_of(*lengths: int, first: int = 0) -> list[Part]:
+def parts_of(*lengths: int | tuple[int, int], first: int = 0) -> list[Part]:
+    """Return sequences of so many tokens, of which the last one is new, or the last few: (length, new tokens)."""
     blocks = iter(range(first, NUM_BLOCKS))
-    return [Part([next(blocks) for _ in range(0, length, 16)], length - 1, 1) for length in lengths]
+    sizes = [(one, 1) if isinstance(one, int) else one for one in lengths]
+    return [Part([next(blocks) for _ in range(0, length, 16)], length - num_new, num_new) for length, num_new in sizes]
+
+
+def tokens_of(parts: list[Part]) -> list[int]:
+    return [(7 * place) % VOCAB_SIZE for place in range(sum(part.num_new for part in parts))]
 
 
 @torch.inference_mode()
 def plain(made: PagedRunner, token_ids: list[int], parts: list[Part]) -> Tensor:
+    """Return the logits behind the last token of each part."""
     model: Any = made._model
-    positions = torch.tensor([[part.num_computed for part in parts]])
+    positions = torch.tensor([[position for part in parts for position in range(part.num_computed, part.length)]])
     with running(made.attention.batch(parts, torch.device("cpu")), made.memory):
-        return model(input_ids=torch.tensor([token_ids]), position_ids=positions, use_cache=False).logits[0]
+        logits = model(input_ids=torch.tensor([token_ids]), position_ids=positions, use_cache=False).logits[0]
+    return logits[torch.tensor([part.num_new for part in parts]).cumsum(0) - 1]
 
 
 @torch.inference_mode()
-def replayed(made: PagedRunner, token_ids: list[int], parts: list[Part]) -> Tensor:
-    assert made._recorded is not None and made._recorded.takes(parts)
-    logits, best = made._recorded.run(token_ids, parts)
-    assert best.tolist() == [logits.argmax(dim=-1).tolist(), [1] * len(parts)]
+def replayed(made: PagedRunner, token_ids: list[int], parts: list[Part], completes: list[bool] | None = None) -> Tensor:
+    completes = completes or [True] * len(parts)
+    assert made._recorded is not None and made._recorded.takes(parts, completes)
+    logits, best = made._recorded.run(token_ids, parts, completes)
+    assert best.tolist() == [logits.argmax(dim=-1).tolist(), [1] * sum(completes)]
     return logits
+
+
+# Numbers and lengths of sequences that no recording was made or tried with: decoding, prompts, both in any order.
+BATCHES: list[tuple[int | tuple[int, int], ...]] = [
+    *((9,), (100,), (3, 90), (40, 16, 17, 31), (2,) * 23),
+    *(((50, 50),), ((12, 12), (31, 31)), ((48, 16), (70, 2))),
+    *((9, (20, 20)), ((20, 20), 9), ((33, 8), 40, (2, 2), 1, (64, 64))),
+]
 
 
 @pytest.mark.parametrize("kind", PAGED)
 def test_logits_and_memory_are_those_of_a_forward(kind: str) -> None:
-    """For numbers and lengths of sequences that no recording was made or tried with."""
     made, other = runner(tiny_model(kind)), runner(tiny_model(kind))
-    for lengths in ((9,), (100,), (3, 90), (40, 16, 17, 31), (2,) * 23):
-        parts, token_ids = parts_of(*lengths), [(7 * place) % VOCAB_SIZE for place in range(len(lengths))]
+    for lengths in BATCHES:
+        parts = parts_of(*lengths)
+        token_ids = tokens_of(parts)
         torch.testing.assert_close(replayed(made, token_ids, parts), plain(other, token_ids, parts), rtol=1e-4, atol=1e-4)
     for layer, pair in made.memory.layers.items():
         for got, expected in zip(pair, other.memory.layers[layer], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_are_those_of_the_sequences_that_complete() -> None:
+    made, other = runner(tiny_model("qwen3")), runner(tiny_model("qwen3"))
+    parts = parts_of((20, 20), 9, (33, 8), 40)
+    got = replayed(made, tokens_of(parts), parts, [False, True, True, True])
+    torch.testing.assert_close(got, plain(other, tokens_of(parts), parts)[1:], rtol=1e-4, atol=1e-4)
+    assert made._recorded is not None
+    # Nothing is wanted of a prompt's first chunks, and no recording was made for that.
+    assert not made._recorded.takes(parts_of((20, 20)), [False])
+    assert not made._recorded.takes(parts_of(9, 40), [True, False])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,8 +97,9 @@ def test_packed_weights_are_recorded_too(monkeypatch: pytest.MonkeyPatch, dtype:
     model = tiny_model("qwen3").to(dtype)
     assert quicken(model) == "onednn, onednn"
     made = runner(model)
-    for lengths in ((20,), (5, 33, 18)):
-        parts, token_ids = parts_of(*lengths), list(range(len(lengths)))
+    for lengths in ((20,), (5, 33, 18), ((20, 20),), (5, (33, 3))):
+        parts = parts_of(*lengths)
+        token_ids = tokens_of(parts)
         tolerance = 1e-4 if dtype == torch.float32 else 0.1
         got, expected = replayed(made, token_ids, parts), plain(made, token_ids, parts)
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
@@ -93,9 +122,16 @@ def test_a_batch_that_padding_would_blow_up_is_left_to_a_forward() -> None:
     made = runner(tiny_model("llama"))
     steps = made._recorded
     assert steps is not None
-    assert steps.takes(parts_of(20, 20, 90))
-    assert not steps.takes([*parts_of(*[10] * 20), Part(list(range(20, 40)), 319, 1)])
-    assert not steps.takes([Part([0], 0, 2)])
+
+    def takes(*parts: Part) -> bool:
+        return steps.takes(parts, [True] * len(parts))
+
+    assert takes(*parts_of(20, 20, 90))
+    assert not takes(*parts_of(*[10] * 20), Part(list(range(20, 40)), 319, 1))
+    assert takes(Part([0], 0, 2), Part(list(range(20)), 0, 319))
+    assert not takes(*parts_of(*[(10, 10)] * 8), Part(list(range(20, 40)), 0, 319))
+    # So long that its attention wants no mask.
+    assert not takes(Part(list(range(200)), 0, 3199))
 
 
 def test_a_forward_that_looks_at_its_data_is_not_recorded(
@@ -117,12 +153,12 @@ def test_a_recording_that_is_wrong_for_other_lengths_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As if something of the first example were fixed in it."""
-    bias = recorded.decode_bias
+    bias = dynamic.decode_bias
 
     def fixed(position: Tensor, lengths: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
         return bias(position, torch.full_like(lengths, 17), window, dtype)
 
-    monkeypatch.setattr(recorded, "decode_bias", fixed)
+    monkeypatch.setattr(dynamic, "decode_bias", fixed)
     assert runner(tiny_model("llama"))._recorded is None
     assert "differ" in vars(caplog.records[-1])["error"]
 

@@ -156,9 +156,9 @@ def test_a_graph_step_gives_what_the_plain_step_gives_for_every_number_of_sequen
         parts = [Part(seq.block_table, seq.num_computed_tokens, 1) for seq in chosen]
         expected = runner.forward([ScheduledSequence(seq, 1) for seq in chosen]).logits
         kept = {layer: keys[:40].clone() for layer, (keys, _) in runner.memory.layers.items()}
-        assert graphs_.takes(parts)
+        assert graphs_.takes(parts, [True] * count)
         with torch.inference_mode():
-            got, best = graphs_.run([seq.token_ids[-1] for seq in chosen], parts)
+            got, best = graphs_.run([seq.token_ids[-1] for seq in chosen], parts, [True] * count)
         assert best.tolist() == [got.argmax(dim=-1).tolist(), [1] * count]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         for layer, (keys, _) in runner.memory.layers.items():
@@ -169,10 +169,11 @@ def test_what_no_graph_can_do_is_not_taken() -> None:
     runner = PagedRunner(tiny_model("llama"), VarlenAttention(4), 8)
     graphs_ = recorded(runner._logits, Recorder(), max_num_seqs=2, max_blocks=2, block_size=4, spare_block=8)
     one = Part([0, 1], 4, 1)
-    assert graphs_.takes([one, one])
-    assert not graphs_.takes([one, one, one])
-    assert not graphs_.takes([one, Part([0, 1], 3, 2)])
-    assert not graphs_.takes([Part([0, 1, 2], 8, 1)])
+    assert graphs_.takes([one, one], [True, True])
+    assert not graphs_.takes([one, one], [True, False])
+    assert not graphs_.takes([one, one, one], [True] * 3)
+    assert not graphs_.takes([one, Part([0, 1], 3, 2)], [True, True])
+    assert not graphs_.takes([Part([0, 1, 2], 8, 1)], [True])
 
 
 def test_memory_knows_what_a_block_costs() -> None:
