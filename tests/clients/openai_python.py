@@ -97,8 +97,8 @@ CAN_NOT_PASS = (
     ),
     Listed(
         rf"{_RESPONSES}{_ANY}compact_with_all_params\[.*\]",
-        "`image` is not supported",
-        "asks for options of images",
+        "Previous response with id 'resp_123' not found",
+        "compacts what a response that is only in the mock begins",
     ),
     Listed(
         rf"responses/test_input_items::Test(Async)?InputItems::test_{_ANY}list\[.*\]",
