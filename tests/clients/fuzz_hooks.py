@@ -28,8 +28,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         for name in ("prompt", "input", "tokens", "stop_token_ids"):
             if name in body:
                 body[name] = _bound(body[name])
-        if "max_completion_tokens" not in body and case.operation.path.endswith("/completions"):
-            body.setdefault("max_tokens", MAX_TOKENS)
+        if body.get("max_completion_tokens") is None and case.operation.path.endswith("/completions"):
+            # Null is no number: with `best_of`, thousands of tokens would be made.
+            body["max_tokens"] = MAX_TOKENS if body.get("max_tokens") is None else body["max_tokens"]
         for name in ("max_tokens", "max_completion_tokens"):
             if type(body.get(name)) is int and body[name] > MAX_TOKENS:
                 body[name] = MAX_TOKENS
