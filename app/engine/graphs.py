@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.engine.attention import Part
-from app.engine.sampler import best_tokens
+from app.engine.draw import best_tokens
 from app.engine.varlen import VarlenBatch
 
 logger = logging.getLogger("tfoai.engine")

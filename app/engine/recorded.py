@@ -26,8 +26,8 @@ from torch.jit._trace import TracerWarning
 
 from app.engine import attention, linear
 from app.engine.attention import Attention, KVMemory, Part
+from app.engine.draw import best_tokens
 from app.engine.dynamic import Decodes, DynamicBatch, Plan, Prompts
-from app.engine.sampler import best_tokens
 
 logger = logging.getLogger("tfoai.engine")
 

@@ -17,7 +17,7 @@ class ForwardOutput:
 
     `logits` is [rows, vocabulary], in any float dtype: for each scheduled sequence that completes, in the batch's order, the
     row(s) after its last token (`Sequence.num_rows` of them). `prompt_logits` maps seq_id -> [tokens computed in this step,
-    vocabulary] for the sequences that asked for prompt logprobs. `best` is `sampler.best_tokens` of the logits where the runner
+    vocabulary] for the sequences that asked for prompt logprobs. `best` is `draw.best_tokens` of the logits where the runner
     computes it on the way, else None.
     """
 

@@ -14,8 +14,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from app.engine import sampler
-from app.engine.sampler import PROMPT_LOGPROBS_SLICE, TOP_K_WITHOUT_SORT, BatchSampler, NotFiniteError
+from app.engine import draw
+from app.engine.draw import TOP_K_WITHOUT_SORT
+from app.engine.sampler import PROMPT_LOGPROBS_SLICE, BatchSampler, NotFiniteError
 from app.engine.sequence import SamplingParams, Sequence
 
 
@@ -91,13 +92,13 @@ def test_a_list_of_the_best_tokens_gives_what_a_sort_gives(
 ) -> None:
     logits = torch.randn(8, 3_000, generator=torch.Generator().manual_seed(4)) * spread
 
-    def draw() -> list[list[int]]:
+    def drawn() -> list[list[int]]:
         rows = [sequence(temperature=1.0, seed=seed, **params) for seed in range(8)]
         return [result.token_ids for _ in range(25) for result in BatchSampler().sample(logits, rows)]
 
-    with_list = draw()
-    monkeypatch.setattr(sampler, "_holds_all", lambda best, *_: torch.zeros(best.shape[0], dtype=torch.bool))
-    assert draw() == with_list
+    with_list = drawn()
+    monkeypatch.setattr(draw, "_holds_all", lambda best, *_: torch.zeros(best.shape[0], dtype=torch.bool))
+    assert drawn() == with_list
 
 
 def test_a_vocabulary_is_sorted_only_for_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
