@@ -29,6 +29,10 @@ class Part:
     def length(self) -> int:
         return self.num_computed + self.num_new
 
+    def num_blocks(self, block_size: int) -> int:
+        """Return the number of blocks that its tokens take, the new ones included."""
+        return -(-self.length // block_size)
+
     def slots(self, block_size: int) -> list[int]:
         """Return the places of the new tokens in KV memory."""
         return [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.engine.attention import AttentionOptions, Part
-from app.engine.gather import HeadsFirst, Tables, attend_decode, attend_prompts, decode_bias, gather
+from app.engine.gather import HeadsFirst, Tables, attend_decode, attend_prompts, decode_bias, gather, padded_tables
 
 # The columns of what is told of each decoding sequence, before those of its block table: token, position, slot, length.
 _NUM_COLUMNS = 4
@@ -149,7 +149,7 @@ class Plan:
     def widths(self) -> Iterator[tuple[int, int]]:
         """Yield the number of sequences, and of blocks of the longest, of those that decode and of the prompts."""
         for pairs in (self.decodes, self.prompts):
-            yield len(pairs), max((self._num_blocks(part) for _, part in pairs), default=0)
+            yield len(pairs), max((part.num_blocks(self.block_size) for _, part in pairs), default=0)
 
     def fresh(self) -> Tensor:
         parts = [part for _, part in (*self.decodes, *self.prompts)]
@@ -157,7 +157,7 @@ class Plan:
 
     def decode_rows(self) -> Tensor:
         """Return the `rows` of Decodes."""
-        tables = self._tables([part for _, part in self.decodes])
+        tables = padded_tables([part for _, part in self.decodes], self.block_size)
         return _tensor(
             [
                 [token, part.num_computed, *part.slots(self.block_size), part.length, *table]
@@ -178,7 +178,7 @@ class Plan:
             back += range(index * longest, index * longest + part.num_new)
         return (
             _tensor(tokens),
-            _tensor(self._tables([part for _, part in self.prompts])),
+            _tensor(padded_tables([part for _, part in self.prompts], self.block_size)),
             position,
             _tensor(where),
             _tensor(back),
@@ -186,15 +186,6 @@ class Plan:
 
     def wanted_rows(self) -> Tensor:
         return _tensor(self.wanted)
-
-    def _num_blocks(self, part: Part) -> int:
-        return -(-part.length // self.block_size)
-
-    def _tables(self, parts: list[Part]) -> list[list[int]]:
-        """Return block tables of one length: padded with a block of its own, because what somebody else's holds must not be
-        able to matter, be it NaN."""
-        width = max(map(self._num_blocks, parts))
-        return [(part.block_table + part.block_table[-1:] * width)[:width] for part in parts]
 
 
 def _tensor(numbers: SequenceOf[int] | SequenceOf[SequenceOf[int]]) -> Tensor:

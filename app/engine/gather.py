@@ -60,6 +60,15 @@ class Tables:
         return self._rows[heads]
 
 
+def padded_tables(parts: SequenceOf[Part], block_size: int) -> list[list[int]]:
+    """Return block tables of one length, that of the longest.
+
+    Each is padded with a block of its own: what somebody else's holds must not be able to matter, be it NaN.
+    """
+    width = max(part.num_blocks(block_size) for part in parts)
+    return [(part.block_table + part.block_table[-1:] * width)[:width] for part in parts]
+
+
 def gather(memory: Tensor, rows: Tensor, num_seqs: int, room: Tensor) -> Tensor:
     """Return rows of `memory` [blocks, heads, block size, size] as [sequences, heads, tokens, size], in `room`."""
     flat = memory.flatten(0, 1).flatten(1)
@@ -162,7 +171,7 @@ class GatheredBatch(HeadsFirst):
         groups: dict[int, list[tuple[int, Part]]] = {}
         row = 0
         for part in parts:
-            blocks = part.block_table[: -(-part.length // block_size)]
+            blocks = part.block_table[: part.num_blocks(block_size)]
             slots += part.slots(block_size)
             fresh_block = part.fresh_block(block_size)
             if fresh_block is not None:
@@ -191,13 +200,11 @@ class GatheredBatch(HeadsFirst):
         return output
 
     def _decode(self, members: list[tuple[int, Part]], whole: bool, device: torch.device) -> _Decode:
-        width = max(-(-part.length // self._block_size) for _, part in members)
-        # Padded with a block of its own: what somebody else's holds must not be able to matter, be it NaN.
-        tables = [(part.block_table + part.block_table[-1:] * width)[:width] for _, part in members]
+        tables = padded_tables([part for _, part in members], self._block_size)
         return _Decode(
             None if whole else torch.tensor([row for row, _ in members], device=device),
             Tables(torch.tensor(tables, device=device)),
-            width,
+            len(tables[0]),
             torch.tensor([part.length for _, part in members], device=device),
         )
 

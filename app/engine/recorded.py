@@ -120,7 +120,7 @@ class RecordedSteps:
             return True
         num_new = [part.num_new for part in prompts]
         padded = len(prompts) * max(num_new)
-        most = max(self._num_blocks(part) for part in prompts) * self._block_size
+        most = max(part.num_blocks(self._block_size) for part in prompts) * self._block_size
         return padded <= _MOST_PADDING * sum(num_new) + _FREE_TOKENS and padded * most <= _MOST_SCORES
 
     def run(self, token_ids: SequenceOf[int], parts: SequenceOf[Part], completes: SequenceOf[bool]) -> tuple[Tensor, Tensor]:
@@ -133,11 +133,8 @@ class RecordedSteps:
         finally:
             del owner
 
-    def _num_blocks(self, part: Part) -> int:
-        return -(-part.length // self._block_size)
-
     def _fits(self, parts: list[Part]) -> bool:
-        widths = [self._num_blocks(part) for part in parts]
+        widths = [part.num_blocks(self._block_size) for part in parts]
         return len(parts) * max(widths, default=0) <= _MOST_PADDING * sum(widths) + _FREE_BLOCKS
 
     def _inputs(self, plan: Plan) -> list[Tensor]:
